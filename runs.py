@@ -1,0 +1,540 @@
+"""The plumbing of a run: flags, device, seeds, run folder, log, checkpoints, torchrun, CUDA graphs.
+
+Everything here is the same for every model, so that a model's script holds only model, losses, loop and plots.
+Nothing here knows a model or a data set.
+
+A run lives in runs/<name>/: args.json (flags, versions, commit), log.jsonl (one JSON object a line),
+metrics.json (the results), checkpoint.pt (weights, optimiser, step, flags; tensors and plain types only)
+and pictures. Files appear whole or not at all: they are written beside their place and moved there.
+
+Randomness is stateless: every draw comes from a generator keyed by (seed, purpose, step). So a resumed run draws
+what the unbroken one would have drawn, evaluating does not disturb training, and two ranks draw what one would.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import platform
+import re
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+ROOT = Path("runs")
+
+
+# --- what a person can mend ---------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """Something the user can mend. Its text is one sentence: what is wrong, and what to do. Exit status 2."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved itself. Its text says how to go on. Exit status 130."""
+
+
+def cli(main):
+    """Run `main()` as a command: errors that a user can mend become one sentence on stderr, without a traceback."""
+    script = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        print(f"{script}: {error}", file=sys.stderr)
+        code = 2
+    except Interrupted as stop:
+        print(f"\n{script}: {stop}", file=sys.stderr)
+        code = 130
+    except KeyboardInterrupt:
+        print(f"\n{script}: stopped before there was anything to save.", file=sys.stderr)
+        code = 130
+    except torch.OutOfMemoryError:
+        print(
+            f"{script}: the device has too little free memory for this; a smaller --batch-size helps.",
+            file=sys.stderr,
+        )
+        code = 2
+    else:
+        code = 0
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)
+
+
+# --- flags --------------------------------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with defaults in --help, no abbreviations, and errors as one UserError sentence."""
+
+    def __init__(self, doc):
+        first = doc.strip().splitlines()[0]
+        super().__init__(
+            description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+        )
+
+    def error(self, message):
+        raise UserError(f"{message} (--help lists the flags)")
+
+
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
+    """An argparse type: an int or float with low <= value <= high and value > above."""
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
+            ) from None
+        if not (low <= value <= high and value > above and math.isfinite(value)):
+            bounds = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
+            bounds += [f"at most {high}"] * (high < math.inf)
+            raise argparse.ArgumentTypeError(
+                f"{text} is out of range: it must be {' and '.join(bounds) or 'finite'}"
+            )
+        return value
+
+    return parse
+
+
+def run_name(text):
+    """An argparse type: a name that stays inside runs/."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot name a folder: use letters, digits, '.', '_' and '-'"
+        )
+    return text
+
+
+def add_run_flags(parser, name):
+    """The flags that every script with a run folder has. `name` is the default run name."""
+    parser.add_argument("--name", type=run_name, default=name, help="results go to runs/NAME")
+    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of every random draw")
+    parser.add_argument(
+        "--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps"
+    )
+    parser.add_argument("--resume", action="store_true", help="continue runs/NAME from its checkpoint")
+
+
+def parse(parser, argv=None, reuse=("resume",), may_differ=()):
+    """Parse argv. With one of the `reuse` flags set, the flags saved in runs/NAME/checkpoint.pt become the defaults.
+
+    A flag given on the command line that contradicts the saved one is an error unless listed in `may_differ`:
+    a run continues with what it was started with. Returns the namespace; `args.given` lists what argv set itself.
+    """
+    args = parser.parse_args(argv)
+    # argparse does not tell defaults from given flags: a second pass with suppressed defaults does.
+    bare = argparse.Namespace(**dict.fromkeys(vars(args), argparse.SUPPRESS))
+    parser.parse_args(argv, namespace=bare)
+    given = {key for key, value in vars(bare).items() if value is not argparse.SUPPRESS}
+    if any(getattr(args, flag, None) for flag in reuse):
+        saved = load_checkpoint(ROOT / args.name / "checkpoint.pt")["args"]
+        free = {"name", "device", *reuse, *may_differ}
+        for key, value in saved.items():
+            if key in free or not hasattr(args, key):
+                continue
+            if key in given and getattr(args, key) != value:
+                flag = "--" + key.replace("_", "-")
+                raise UserError(
+                    f"runs/{args.name} was made with {flag} {value}, not {getattr(args, key)}: "
+                    f"leave {flag} away, or start another with --name"
+                )
+            setattr(args, key, value)
+        for key in (
+            set(saved) & set(may_differ) - given
+        ):  # not fixed, but the saved value is the better default
+            setattr(args, key, saved[key])
+    args.given = sorted(given)
+    return args
+
+
+# --- device, precision, speed -------------------------------------------------------------------------------------
+
+
+def pick_device(name):
+    """'auto' or a torch device name -> torch.device that is really there. Raises UserError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device {name} is not a device: use auto, cpu, cuda, cuda:1 or mps")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[
+        device.type
+    ]
+    if (device.index or 0) >= there:
+        have = f"this machine has {there} of them" if device.type == "cuda" else "this machine has none"
+        raise UserError(f"--device {name} is not there: {have}; --device auto takes what is")
+    return device
+
+
+def start(device_name, precision="fp32"):
+    """Pick the device, join torchrun's group if there is one, set precision; -> torch.device.
+
+    precision: fp32 (TF32 off), tf32, or bf16 (autocast, see `autocast`; what stays in float32 uses TF32).
+    """
+    device = pick_device(device_name)
+    if "RANK" in os.environ and not dist.is_initialized():
+        if device.type == "cuda":
+            local = int(os.environ["LOCAL_RANK"])
+            if local >= torch.cuda.device_count():
+                raise UserError(
+                    f"torchrun started more processes than the {torch.cuda.device_count()} GPUs that are here"
+                )
+            device = torch.device("cuda", local)
+            torch.cuda.set_device(device)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    if device.type == "cuda":
+        tf32 = "ieee" if precision == "fp32" else "tf32"
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = tf32
+        torch.backends.cudnn.benchmark = True  # every batch has the same shape, so the search pays at once
+    if device.type == "cpu":
+        keep_memory()
+    return device
+
+
+def keep_memory():
+    """Let glibc keep freed memory: by default each large tensor is mapped, zeroed page by page and unmapped anew."""
+    with contextlib.suppress(OSError, AttributeError):  # not glibc: nothing to do
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0)  # M_MMAP_MAX: serve every size from the heap
+        mallopt(-1, -1)  # M_TRIM_THRESHOLD: and never give the heap back
+
+
+def autocast(device, precision):
+    """The context for a forward pass: bfloat16 autocast for 'bf16', nothing otherwise."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+class Captured:
+    """Call `step(*tensors)` eagerly a few times, then as one CUDA graph: no launch overhead, same arithmetic.
+
+    `step` does everything of one update (zero_grad(set_to_none=True), forward, backward, optimiser) on tensors of
+    fixed shapes, draws nothing at random and reads nothing back. The optimiser must be capturable with its learning
+    rate in a tensor. Returns static tensors that the next call overwrites.
+    """
+
+    def __init__(self, step, warmup=3):
+        self.step, self.warmup, self.graph = step, warmup, None
+
+    def __call__(self, *inputs):
+        if self.graph is None and self.warmup > 0:  # real steps, on a side stream as capture requires
+            self.warmup -= 1
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                output = self.step(*inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            return output
+        if self.graph is None:
+            self.inputs = [tensor.clone() for tensor in inputs]
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):  # records, does not run
+                self.output = self.step(*self.inputs)
+        for static, tensor in zip(self.inputs, inputs, strict=True):
+            static.copy_(tensor)
+        self.graph.replay()
+        return self.output
+
+
+def adam(parameters, lr, device, **options):
+    """torch.optim.Adam, fused; on CUDA capturable with the learning rate in a tensor, so that a graph can hold it."""
+    cuda = device.type == "cuda"
+    lr = torch.tensor(lr, device=device) if cuda else lr
+    return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda, **options)
+
+
+def set_lr(optimizer, lr):
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+# --- randomness ---------------------------------------------------------------------------------------------------
+
+
+def generator(device, *key):
+    """A torch.Generator on `device` whose stream is a function of `key` alone, e.g. (seed, "noise", step)."""
+    digest = hashlib.sha256(repr(key).encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+# --- several processes (torchrun) ---------------------------------------------------------------------------------
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main():
+    """True in the one process that writes files and prints."""
+    return rank() == 0
+
+
+def shard(tensor):
+    """This rank's rows of a global batch, which every rank has drawn alike. Rows must divide among the ranks."""
+    return tensor[rank() :: world_size()] if world_size() > 1 else tensor
+
+
+def all_reduce_mean(*tensors):
+    """Average tensors over ranks, in place, with one message. A no-op for one rank.
+
+    Works for gradients from torch.autograd.grad too, which DistributedDataParallel's hooks never see.
+    """
+    if world_size() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(mean.view_as(tensor))
+
+
+def average_gradients(parameters):
+    all_reduce_mean(*(p.grad for p in parameters if p.grad is not None))
+
+
+def average_buffers(module):
+    """Average batch norm's running statistics over ranks: each rank has seen its own part of every batch."""
+    all_reduce_mean(*(b for b in module.buffers() if b.is_floating_point()))
+
+
+def main_first(function):
+    """Call function() in the main process first (it may download or cache), then in the others. -> its result."""
+    if world_size() == 1:
+        return function()
+    failed = torch.zeros(1)
+    result = None
+    device = (
+        torch.device("cuda", torch.cuda.current_device())
+        if dist.get_backend() == "nccl"
+        else torch.device("cpu")
+    )
+    failed = failed.to(device)
+    if is_main():
+        try:
+            result = function()
+        except BaseException:
+            failed += 1
+            dist.all_reduce(failed)
+            raise
+    dist.all_reduce(failed)
+    if failed.item():
+        sys.exit(2)  # the main process has said why
+    return result if is_main() else function()
+
+
+# --- stopping -----------------------------------------------------------------------------------------------------
+
+
+class Stop:
+    requested = False
+
+
+@contextlib.contextmanager
+def stop_on_signal():
+    """Within this context Ctrl-C and SIGTERM set `.requested`, for the loop to save and leave between two steps."""
+    stop = Stop()
+
+    def request(signum, frame):
+        stop.requested = True
+
+    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def check_finite(value, step, advice):
+    """Raise UserError, with what to change, when a logged loss is nan or infinite."""
+    if not math.isfinite(value):
+        raise UserError(f"the loss became {value} at step {step}: {advice}; the last checkpoint is untouched")
+
+
+# --- files --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def writing(path):
+    """Yield a temporary path beside `path` that takes its place when the block succeeds; raises UserError if it cannot.
+
+    The suffix is kept, since writers of pictures choose the format by it.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_bytes(path, data):
+    with writing(path) as part, open(part, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json(path, record):
+    write_bytes(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
+
+
+def save_checkpoint(path, state):
+    buffer = io.BytesIO()  # so that a full disk is met by write_bytes, which can say so
+    torch.save(state, buffer)
+    write_bytes(path, buffer.getbuffer())
+
+
+def load_checkpoint(path):
+    """-> the saved dictionary, on the CPU. Raises UserError when there is none or it cannot be read."""
+    path = Path(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): train anew"
+        ) from error
+
+
+def load_weights(module, weights, path):
+    """module.load_state_dict with one sentence instead of a list of keys. Raises UserError."""
+    try:
+        module.load_state_dict(weights)
+    except (RuntimeError, AttributeError, TypeError):
+        raise UserError(
+            f"{path} holds another architecture than {type(module).__name__}: give the script that made it"
+        ) from None
+
+
+def versions():
+    """What a result depends on besides its flags."""
+    commit = None
+    here = Path(__file__).resolve().parent
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "commit": commit,
+        "machine": machine(),
+    }
+
+
+def machine():
+    """The hardware in words, e.g. 'AMD EPYC, 2 threads' or a GPU's name."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    cpu = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
+    return f"{cpu}, {torch.get_num_threads()} threads"
+
+
+class Run:
+    """The folder runs/<name>/ and what goes into it. Only the main process writes."""
+
+    def __init__(self, args, script):
+        self.folder, self.script = ROOT / args.name, script
+        self.args = {key: value for key, value in vars(args).items() if key != "given"}
+
+    def __truediv__(self, name):
+        return self.folder / name
+
+    def begin(self):
+        """A fresh folder with args.json. A run that is already there is moved aside: nothing is lost."""
+        if not is_main():
+            return
+        try:
+            if self.folder.exists() and any(self.folder.iterdir()):
+                taken = {path.name for path in ROOT.iterdir()}
+                free = next(i for i in range(1, len(taken) + 2) if f"{self.folder.name}.{i}" not in taken)
+                aside = self.folder.with_name(f"{self.folder.name}.{free}")
+                self.folder.rename(aside)
+                print(f"the earlier run in {self.folder} was moved to {aside}")
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot make {self.folder}: {error.strerror or error}; run from a folder you can write"
+            ) from error
+        write_json(self / "args.json", {"script": self.script, **self.args, **versions()})
+
+    def save(self, step, seconds, **state):
+        """Write checkpoint.pt. `state` holds state_dicts and plain values."""
+        if is_main():
+            args = {key: value for key, value in self.args.items()}
+            record = {"script": self.script, "args": args, "step": step, "seconds": seconds, **state}
+            save_checkpoint(self / "checkpoint.pt", record)
+
+    def load(self):
+        """-> the checkpoint of this run. Raises UserError when another script made it."""
+        state = load_checkpoint(self / "checkpoint.pt")
+        if state.get("script") != self.script:
+            raise UserError(
+                f"{self / 'checkpoint.pt'} was made by {state.get('script')}, not {self.script}: give another --name"
+            )
+        return state
+
+    def log(self, **record):
+        """Append one line to log.jsonl."""
+        if is_main():
+            try:
+                with open(self / "log.jsonl", "a") as file:
+                    file.write(json.dumps(record) + "\n")
+            except OSError as error:
+                raise UserError(f"cannot write {self / 'log.jsonl'}: {error.strerror or error}") from error
+
+    def read_log(self):
+        """The log's records, oldest first; [] when there is none."""
+        try:
+            lines = (self / "log.jsonl").read_text().splitlines()
+        except FileNotFoundError:
+            return []
+        records = []
+        for line in lines:
+            with contextlib.suppress(json.JSONDecodeError):  # a line cut short by a kill
+                records.append(json.loads(line))
+        return records
+
+    def rewind_log(self, step):
+        """Drop the records after `step`: a resumed run writes them again."""
+        if is_main():
+            kept = [json.dumps(record) for record in self.read_log() if record.get("step", 0) <= step]
+            write_bytes(self / "log.jsonl", "".join(line + "\n" for line in kept).encode())
+
+    def stop(self, step, total):
+        """Raise Interrupted with the way to go on. Call after save()."""
+        raise Interrupted(
+            f"stopped at step {step} of {total} and saved; `python {self.script} --name {self.folder.name} --resume` goes on."
+        )
