@@ -80,9 +80,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, doc):
         first = doc.strip().splitlines()[0]
-        super().__init__(
-            description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-        )
+        super().__init__(description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
@@ -101,9 +99,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
         if not (low <= value <= high and value > above and math.isfinite(value)):
             bounds = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
             bounds += [f"at most {high}"] * (high < math.inf)
-            raise argparse.ArgumentTypeError(
-                f"{text} is out of range: it must be {' and '.join(bounds) or 'finite'}"
-            )
+            raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(bounds) or 'finite'}")
         return value
 
     return parse
@@ -112,9 +108,7 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
 def run_name(text):
     """An argparse type: a name that stays inside runs/."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} cannot name a folder: use letters, digits, '.', '_' and '-'"
-        )
+        raise argparse.ArgumentTypeError(f"{text!r} cannot name a folder: use letters, digits, '.', '_' and '-'")
     return text
 
 
@@ -122,9 +116,7 @@ def add_run_flags(parser, name):
     """The flags that every script with a run folder has. `name` is the default run name."""
     parser.add_argument("--name", type=run_name, default=name, help="results go to runs/NAME")
     parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of every random draw")
-    parser.add_argument(
-        "--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps"
-    )
+    parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
     parser.add_argument("--resume", action="store_true", help="continue runs/NAME from its checkpoint")
 
 
@@ -152,9 +144,7 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
                     f"leave {flag} away, or start another with --name"
                 )
             setattr(args, key, value)
-        for key in (
-            set(saved) & set(may_differ) - given
-        ):  # not fixed, but the saved value is the better default
+        for key in set(saved) & set(may_differ) - given:  # not fixed, but the saved value is the better default
             setattr(args, key, saved[key])
     args.given = sorted(given)
     return args
@@ -173,9 +163,7 @@ def pick_device(name):
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         raise UserError(f"--device {name} is not a device: use auto, cpu, cuda, cuda:1 or mps")
-    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[
-        device.type
-    ]
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[device.type]
     if (device.index or 0) >= there:
         have = f"this machine has {there} of them" if device.type == "cuda" else "this machine has none"
         raise UserError(f"--device {name} is not there: {have}; --device auto takes what is")
@@ -325,11 +313,7 @@ def main_first(function):
         return function()
     failed = torch.zeros(1)
     result = None
-    device = (
-        torch.device("cuda", torch.cuda.current_device())
-        if dist.get_backend() == "nccl"
-        else torch.device("cpu")
-    )
+    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
     failed = failed.to(device)
     if is_main():
         try:
@@ -378,7 +362,7 @@ def check_finite(value, step, advice):
 
 @contextlib.contextmanager
 def writing(path):
-    """Yield a temporary path beside `path` that takes its place when the block succeeds; raises UserError if it cannot.
+    """Yield a temporary path beside `path` that takes its place when the block succeeds, else raise UserError.
 
     The suffix is kept, since writers of pictures choose the format by it.
     """
@@ -422,9 +406,7 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(
-            f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): train anew"
-        ) from error
+        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): train anew") from error
 
 
 def load_weights(module, weights, path):
@@ -536,5 +518,6 @@ class Run:
     def stop(self, step, total):
         """Raise Interrupted with the way to go on. Call after save()."""
         raise Interrupted(
-            f"stopped at step {step} of {total} and saved; `python {self.script} --name {self.folder.name} --resume` goes on."
+            f"stopped at step {step} of {total} and saved; "
+            f"`python {self.script} --name {self.folder.name} --resume` goes on."
         )
