@@ -13,6 +13,8 @@ is no loader, no worker process and no copy from the host in a training step.
 """
 
 import hashlib
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -150,6 +152,21 @@ def load_folder(folder, split):
         raise UserError(f"cannot read as 8-bit images: {', '.join(broken[:5])}{more}; repair or remove them")
     labels = [classes.index(f.relative_to(root).parts[0]) if f.parent != root else 0 for f in files]
     return np.stack(images), np.array(labels, np.int64)
+
+
+def write_images(images, folder):
+    """images (N, 3, H, W) uint8 -> folder/00000.png ...; a folder written earlier is replaced when all are there."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        for i, image in enumerate(tqdm(images.permute(0, 2, 3, 1).cpu().numpy(), "writing", leave=False)):
+            Image.fromarray(image).save(part / f"{i:05d}.png")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; free some space first") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def read_image(file):

@@ -28,8 +28,12 @@ import sys
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
+import matplotlib
+
+matplotlib.use("Agg")  # draw into files; no screen needed
+import matplotlib.pyplot as plt  # noqa: E402
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
 
 ROOT = Path("runs")
 
@@ -307,14 +311,25 @@ def average_buffers(module):
     all_reduce_mean(*(b for b in module.buffers() if b.is_floating_point()))
 
 
+def group_device():
+    """The device on which the process group's messages live."""
+    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def leave_group():
+    """End the ranks' common work, e.g. after training. -> True in the process that goes on, False in the others."""
+    main = is_main()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    return main
+
+
 def main_first(function):
     """Call function() in the main process first (it may download or cache), then in the others. -> its result."""
     if world_size() == 1:
         return function()
-    failed = torch.zeros(1)
-    result = None
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    failed = failed.to(device)
+    failed, result = torch.zeros(1, device=group_device()), None
     if is_main():
         try:
             result = function()
@@ -332,12 +347,23 @@ def main_first(function):
 
 
 class Stop:
+    """Whether to stop, for a loop to ask after each step. Several ranks agree, and do so at every 20th step."""
+
     requested = False
+
+    def now(self, step):
+        if world_size() == 1:
+            return self.requested
+        if step % 20:
+            return False
+        flag = torch.tensor(float(self.requested), device=group_device())
+        dist.all_reduce(flag)
+        return flag.item() > 0
 
 
 @contextlib.contextmanager
 def stop_on_signal():
-    """Within this context Ctrl-C and SIGTERM set `.requested`, for the loop to save and leave between two steps."""
+    """Within this context Ctrl-C and SIGTERM are noted in a `Stop`, for the loop to save and leave between two steps."""
     stop = Stop()
 
     def request(signum, frame):
@@ -386,6 +412,13 @@ def write_bytes(path, data):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def save_figure(figure, path):
+    """Write a matplotlib figure and close it."""
+    with writing(path) as part:
+        figure.savefig(part)
+    plt.close(figure)
 
 
 def write_json(path, record):
