@@ -13,11 +13,13 @@ is no loader, no worker process and no copy from the host in a training step.
 """
 
 import hashlib
+import math
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
@@ -169,6 +171,20 @@ def write_images(images, folder):
         shutil.rmtree(part, ignore_errors=True)
 
 
+def plot_grid(images, path, title, columns=16):
+    """images (N, 3, 32, 32) uint8, drawn row by row -> one PNG."""
+    rows = math.ceil(len(images) / columns)
+    sheet = torch.full((rows * columns, 3, 34, 34), 255, dtype=torch.uint8)
+    sheet[: len(images), :, 1:33, 1:33] = images.cpu()
+    sheet = sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3)
+    figure = plt.figure(figsize=(columns * 0.68, rows * 0.68 + 0.4), dpi=100)
+    axes = figure.add_axes((0, 0, 1, rows * 0.68 / (rows * 0.68 + 0.4)))
+    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.axis("off")
+    figure.suptitle(title, fontsize=12)
+    runs.save_figure(figure, path)
+
+
 def read_image(file):
     """-> (3, 32, 32) uint8: the largest centred square, resized; None when the file is no readable 8-bit image."""
     try:
@@ -180,7 +196,7 @@ def read_image(file):
         return None
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.resize((32, 32), Image.Resampling.LANCZOS, box=(left, top, left + side, top + side))
+    image = image.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.LANCZOS)
     return np.asarray(image).transpose(2, 0, 1)
 
 
@@ -188,7 +204,10 @@ def read_image(file):
 
 
 def load_shapes(data_dir, split):
-    """The generated set, from its cache when that is intact."""
+    """The generated set, from its cache when that is intact.
+
+    A linear classifier on the pixels (L-BFGS to convergence on all 50,000) reaches 16.6 % on the test images.
+    """
     path = data_dir / f"shapes-{split}.npy"
     n = {"train": 50_000, "test": 10_000}[split]
     try:

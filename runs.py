@@ -51,26 +51,19 @@ class Interrupted(Exception):
 
 def cli(main):
     """Run `main()` as a command: errors that a user can mend become one sentence on stderr, without a traceback."""
-    script = Path(sys.argv[0]).name
+    code, message = 0, None
     try:
         main()
     except UserError as error:
-        print(f"{script}: {error}", file=sys.stderr)
-        code = 2
+        code, message = 2, str(error)
     except Interrupted as stop:
-        print(f"\n{script}: {stop}", file=sys.stderr)
-        code = 130
+        code, message = 130, str(stop)
     except KeyboardInterrupt:
-        print(f"\n{script}: stopped before there was anything to save.", file=sys.stderr)
-        code = 130
+        code, message = 130, "stopped before there was anything to save"
     except torch.OutOfMemoryError:
-        print(
-            f"{script}: the device has too little free memory for this; a smaller --batch-size helps.",
-            file=sys.stderr,
-        )
-        code = 2
-    else:
-        code = 0
+        code, message = 2, "the device has too little free memory for this; a smaller --batch-size helps"
+    if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
+        print(f"\r{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
@@ -128,7 +121,7 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
     """Parse argv. With one of the `reuse` flags set, the flags saved in runs/NAME/checkpoint.pt become the defaults.
 
     A flag given on the command line that contradicts the saved one is an error unless listed in `may_differ`:
-    a run continues with what it was started with. Returns the namespace; `args.given` lists what argv set itself.
+    a run continues with what it was started with.
     """
     args = parser.parse_args(argv)
     # argparse does not tell defaults from given flags: a second pass with suppressed defaults does.
@@ -150,7 +143,6 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
             setattr(args, key, value)
         for key in set(saved) & set(may_differ) - given:  # not fixed, but the saved value is the better default
             setattr(args, key, saved[key])
-    args.given = sorted(given)
     return args
 
 
@@ -250,6 +242,13 @@ def adam(parameters, lr, device, **options):
     return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda, **options)
 
 
+def learning_rate(step, total, peak, schedule):
+    """A linear rise over the first 2 % of the steps, then 'constant', or half a 'cosine' down to zero."""
+    rise = min(1.0, (step + 1) / (0.02 * total + 1))
+    fall = 0.5 + 0.5 * math.cos(math.pi * step / total) if schedule == "cosine" else 1.0
+    return peak * rise * fall
+
+
 def set_lr(optimizer, lr):
     for group in optimizer.param_groups:
         if isinstance(group["lr"], torch.Tensor):
@@ -286,6 +285,14 @@ def is_main():
 def shard(tensor):
     """This rank's rows of a global batch, which every rank has drawn alike. Rows must divide among the ranks."""
     return tensor[rank() :: world_size()] if world_size() > 1 else tensor
+
+
+def check_batch(batch_size, images):
+    """Raises UserError unless a batch divides among the ranks and the images fill one."""
+    if batch_size % world_size():
+        raise UserError(f"--batch-size {batch_size} does not divide among {world_size()} processes: choose a multiple")
+    if images < batch_size:
+        raise UserError(f"{images} training images do not fill a batch: --batch-size {images} or less, or more images")
 
 
 def all_reduce_mean(*tensors):
@@ -363,7 +370,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signal():
-    """Within this context Ctrl-C and SIGTERM are noted in a `Stop`, for the loop to save and leave between two steps."""
+    """In this context Ctrl-C and SIGTERM are noted in a `Stop`, for the loop to save and leave between two steps."""
     stop = Stop()
 
     def request(signum, frame):
@@ -482,7 +489,7 @@ class Run:
 
     def __init__(self, args, script):
         self.folder, self.script = ROOT / args.name, script
-        self.args = {key: value for key, value in vars(args).items() if key != "given"}
+        self.args = vars(args)
 
     def __truediv__(self, name):
         return self.folder / name
@@ -508,8 +515,7 @@ class Run:
     def save(self, step, seconds, **state):
         """Write checkpoint.pt. `state` holds state_dicts and plain values."""
         if is_main():
-            args = {key: value for key, value in self.args.items()}
-            record = {"script": self.script, "args": args, "step": step, "seconds": seconds, **state}
+            record = {"script": self.script, "args": self.args, "step": step, "seconds": seconds, **state}
             save_checkpoint(self / "checkpoint.pt", record)
 
     def load(self):
@@ -547,6 +553,13 @@ class Run:
         if is_main():
             kept = [json.dumps(record) for record in self.read_log() if record.get("step", 0) <= step]
             write_bytes(self / "log.jsonl", "".join(line + "\n" for line in kept).encode())
+
+    def summary(self, title, metrics, pictures):
+        """Print the closing table."""
+        print(f"\n{self.folder}: {title}")
+        for key, value in metrics.items():
+            print(f"  {key:26} {value:.4f}" if isinstance(value, float) else f"  {key:26} {value}")
+        print(f"  {'pictures':26} {', '.join(pictures)}")
 
     def stop(self, step, total):
         """Raise Interrupted with the way to go on. Call after save()."""

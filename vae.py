@@ -1,6 +1,6 @@
 """A variational autoencoder on CIFAR-10 with a calibrated Gaussian likelihood.
 
-Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance as in sigma-VAE, Rybkin et al. 2021 (2006.13202).
+Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Rybkin et al. 2021 (arXiv 2006.13202).
 
     python vae.py --epochs 50                        # CIFAR-10 in data/ or downloaded there; CUDA where there is one
     python vae.py --data shapes --limit 6400 --epochs 4 --holdout 2000      # built-in data, minutes on a CPU
@@ -15,7 +15,6 @@ import time
 
 import matplotlib.pyplot as plt
 import torch
-import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
@@ -82,13 +81,6 @@ class Encoder(nn.Module):
         return self.mu(h), self.logvar(h)
 
 
-class SamePad(nn.Module):
-    """Zero padding that keeps 32x32 under a 4x4 kernel: one pixel before, two after (an even kernel has no centre)."""
-
-    def forward(self, x):
-        return F.pad(x, (1, 2, 1, 2))
-
-
 class Decoder(nn.Module):
     """Mean of p(x|z).  z (B, latent_dim) -> x_hat (B, 3, 32, 32) in (0, 1)."""
 
@@ -108,7 +100,7 @@ class Decoder(nn.Module):
             nn.ConvTranspose2d(128, 64, kernel_size=4, stride=2, padding=1),  # (B, 64, 32, 32)
             nn.BatchNorm2d(64),
             nn.ELU(),
-            SamePad(),
+            nn.ZeroPad2d((1, 2, 1, 2)),  # 'same' for a 4x4 kernel, which has no centre
             nn.Conv2d(64, 3, kernel_size=4, stride=1),
             nn.Sigmoid(),
         )
@@ -239,72 +231,45 @@ def decode(vae, z, batch_size=500):
     return torch.cat([vae.decoder(part).mul(255).round().to(torch.uint8) for part in z.split(batch_size)])
 
 
-def draw_latents(vae, n, args, device, images):
-    """z (n, Z) from N(0, I), or for --prior expost from the full Gaussian that fits one code of each training image."""
-    noise = runs.generator(device, args.seed, "latents")
-    z = torch.randn(n, args.latent_dim, device=device, generator=noise)
-    if args.prior == "normal":
+def draw_latents(vae, n, prior, images, seed):
+    """z (n, Z) from N(0, I), or for prior 'expost' from the full Gaussian fitted to one code of each image."""
+    noise = runs.generator(images.device, seed, "latents")
+    z = torch.randn(n, vae.encoder.mu.out_features, device=images.device, generator=noise)
+    if prior == "normal":
         return z
-    codes = encode(vae, images, args.seed).double().cpu()
-    return codes.mean(0).to(z) + z @ torch.linalg.cholesky(torch.cov(codes.T)).T.to(z)
+    codes = encode(vae, images, seed).double().cpu()
+    scale = torch.linalg.cholesky(torch.cov(codes.T) + 1e-9 * torch.eye(codes.shape[1]))  # unused units have no spread
+    return codes.mean(0).to(z) + z @ scale.T.to(z)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
-def plot_grid(images, path, title, columns=16):
-    """images (N, 3, 32, 32) uint8, row by row -> one PNG."""
-    rows = math.ceil(len(images) / columns)
-    sheet = torch.full((rows * columns, 3, 34, 34), 255, dtype=torch.uint8)
-    sheet[: len(images), :, 1:33, 1:33] = images.cpu()
-    sheet = sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3)
-    figure = plt.figure(figsize=(columns * 0.68, rows * 0.68 + 0.4), dpi=100)
-    axes = figure.add_axes((0, 0, 1, rows * 0.68 / (rows * 0.68 + 0.4)))
-    axes.imshow(sheet.numpy(), interpolation="nearest")
-    axes.axis("off")
-    figure.suptitle(title, fontsize=12)
-    runs.save_figure(figure, path)
-
-
 def plot_reconstructions(vae, images, path):
     """Rows in pairs: images, and under them decoder(mu)."""
     pairs = zip(images.split(16), decode(vae, encode(vae, images)).split(16), strict=True)
-    plot_grid(
-        torch.cat([part for pair in pairs for part in pair]), path, "test images, each row over its reconstructions"
-    )
+    rows = torch.cat([row for pair in pairs for row in pair])
+    data.plot_grid(rows, path, "test images, each row above its reconstructions")
 
 
 def plot_curves(log, path):
-    """log: records of log.jsonl -> the terms of the ELBO against epochs, training and test."""
+    """log: the records of log.jsonl -> the terms of the ELBO against epochs, on training batches and test images."""
     train = [record for record in log if "loss" in record]
-    test = [record for record in log if "elbo_nats" in record]
-    figure, axes = plt.subplots(1, 4, figsize=(16, 3.6), dpi=100, layout="constrained")
-    for ax, key, label in zip(
-        axes,
-        ["bits_per_dim", "kl", "mse", "sigma"],
-        ["-ELBO (bits per dimension)", "KL (nats per image)", "squared error (per pixel value)", "decoder's sigma"],
-        strict=True,
-    ):
-        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, alpha=0.7, label="training batches")
-        if test and key in test[0]:
-            style = dict(marker="o", ms=3, lw=1.2)
-            ax.plot([r["epoch"] for r in test], [r[key] for r in test], **style, label="test images")
-        ax.set(xlabel="epoch", title=label)
-        late = sorted(r[key] for r in train[len(train) // 20 :] + [r for r in test if key in r])
-        ax.set_ylim(late[0] - 0.05 * (late[-1] - late[0]), late[-1] + 0.05 * (late[-1] - late[0]) or 1)
+    test = [record for record in log if "active_units" in record]
+    titles = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), dpi=100, layout="constrained")
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
+        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="1,000 test images")
+        values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
+        ax.set_ylim(0.98 * min(values), 1.02 * max(values))
+        ax.set(xlabel="epoch", title=title)
         ax.grid(alpha=0.3)
     axes[0].legend()
     runs.save_figure(figure, path)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
-
-
-def learning_rate(step, total, args):
-    """A linear rise over the first 2 % of the steps, then constant, or half a cosine down to zero."""
-    rise = min(1.0, (step + 1) / (0.02 * total + 1))
-    fall = 0.5 + 0.5 * math.cos(math.pi * step / total) if args.schedule == "cosine" else 1.0
-    return args.lr * rise * fall
 
 
 def make_step(vae, optimizer, images, args):
@@ -320,36 +285,40 @@ def make_step(vae, optimizer, images, args):
         loss.backward()
         runs.average_gradients(parameters)
         optimizer.step()
-        return torch.stack([loss.detach(), nll.detach().mean(), kl.detach().mean(), mse])
+        return torch.stack([loss, nll.mean(), kl.mean(), mse]).detach()
 
     capture = args.capture and images.device.type == "cuda" and runs.world_size() == 1
     return runs.Captured(step) if capture else step
 
 
 def train(args, run, device, images, test):
-    """Train to args.epochs, from the checkpoint with --resume. Leaves log.jsonl and checkpoint.pt. -> vae, seconds."""
+    """Train to args.epochs, with --resume from the checkpoint. Leaves log.jsonl and checkpoint.pt. -> VAE, seconds."""
     torch.manual_seed(args.seed)  # the initial weights
     vae = VAE(args.latent_dim, args.sigma).to(device)
     optimizer = runs.adam(vae.parameters(), args.lr, device)
-    per_epoch = len(images) // args.batch_size
-    total, first, seconds, recent = args.epochs * per_epoch, 0, 0.0, torch.zeros(4)
+    recent = torch.zeros(4, device=device)  # sums of loss, nll, kl, mse since the last log line
+    first, seconds = 0, 0.0
     if args.resume:
         state = run.load()
         runs.load_weights(vae, state["model"], run / "checkpoint.pt")
         optimizer.load_state_dict(state["optimizer"])
-        first, seconds, recent = state["step"], state["seconds"], state["recent"]
+        recent.copy_(state["recent"])
+        first, seconds = state["step"], state["seconds"]
         run.rewind_log(first)
     else:
         run.begin()
-    recent = recent.to(device)
-    step_fn = make_step(vae, optimizer, images, args)
+    per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
+    total = args.epochs * per_epoch
+    update = make_step(vae, optimizer, images, args)
     began = time.perf_counter() - seconds
 
     def save(step):
+        runs.check_finite(recent[0].item(), step, advice)
         runs.average_buffers(vae)
         state = {"model": vae.state_dict(), "optimizer": optimizer.state_dict(), "recent": recent.cpu()}
         run.save(step, time.perf_counter() - began, **state)
 
+    advice = "lower --lr, or raise --sigma if you set one"
     bar = tqdm(total=total, initial=first, unit="step", disable=not runs.is_main(), dynamic_ncols=True)
     with runs.stop_on_signal() as stop, bar:
         for step in range(first, total):
@@ -357,90 +326,66 @@ def train(args, run, device, images, test):
             if i == 0 or step == first:
                 shuffle = runs.generator("cpu", args.seed, "order", epoch)
                 order = torch.randperm(len(images), generator=shuffle).to(device)
-            vae.train()
+                vae.train()
             noise = runs.generator(device, args.seed, "noise", step)
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
             eps = torch.randn(args.batch_size, args.latent_dim, device=device, generator=noise)
             index = order[i * args.batch_size : (i + 1) * args.batch_size]
-            runs.set_lr(optimizer, learning_rate(step, total, args))
-            recent += step_fn(*map(runs.shard, (index, flip, eps)))
+            lr = runs.learning_rate(step, total, args.lr, args.schedule)
+            runs.set_lr(optimizer, lr)
+            recent += update(*map(runs.shard, (index, flip, eps)))
             done = step + 1
             bar.update()
-            if done % args.log_every == 0:  # the only host sync
+            if done % args.log_every == 0:  # the only time that the host waits for the device
+                runs.all_reduce_mean(recent)
                 loss, nll, kl, mse = (recent / args.log_every).tolist()
                 recent.zero_()
-                runs.check_finite(loss, done, "lower --lr, or raise --sigma if you set one")
-                elapsed = time.perf_counter() - began
-                record = {"step": done, "epoch": done / per_epoch, "loss": loss, "nll": nll, "kl": kl, "mse": mse}
-                record |= {
-                    "bits_per_dim": bits_per_dim(-nll - kl, images[0].numel()),
-                    "sigma": vae.sigma2.sqrt().item(),
-                }
-                record |= {"lr": learning_rate(step, total, args), "seconds": elapsed}
-                run.log(**record)
-                bar.set_postfix(
-                    elbo=f"{-nll - kl:.0f}", kl=f"{kl:.1f}", mse=f"{mse:.4f}", sigma=f"{record['sigma']:.3f}"
-                )
+                runs.check_finite(loss, done, advice)
+                bits, sigma = bits_per_dim(-nll - kl, images[0].numel()), vae.sigma2.sqrt().item()
+                where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
+                run.log(**where, loss=loss, nll=nll, kl=kl, mse=mse, bits_per_dim=bits, sigma=sigma)
+                bar.set_postfix_str(f"elbo {-nll - kl:.0f} nats, kl {kl:.1f}, mse {mse:.4f}, sigma {sigma:.3f}")
             if done % per_epoch == 0:
                 save(done)
                 if runs.is_main():  # a glimpse; the closing evaluation takes all images
-                    run.log(step=done, epoch=done / per_epoch, **evaluate(vae, test[:1000], args.seed))
+                    run.log(step=done, epoch=epoch + 1, **evaluate(vae, test[:1000], args.seed))
             elif stop.now(done):
                 save(done)
                 run.stop(done, total)
     return vae, time.perf_counter() - began
 
 
-def load_vae(run, device):
-    """-> the VAE of runs/NAME/checkpoint.pt and its step."""
-    state = run.load()
-    vae = VAE(state["args"]["latent_dim"], state["args"]["sigma"]).to(device)
-    runs.load_weights(vae, state["model"], run / "checkpoint.pt")
-    return vae, state
-
-
-def report(vae, args, run, test, latents, seconds, seen):
-    """Measure, draw, write metrics.json and print the closing table."""
-    metrics = evaluate(vae, test, args.seed)
-    metrics |= {"seconds": seconds, "images_per_second": seen / seconds}
-    runs.write_json(run / "metrics.json", metrics)
-    plot_curves(run.read_log(), run / "curves.png")
-    plot_reconstructions(vae, test[:64], run / "reconstructions.png")
-    z = "z ~ N(0, I)" if args.prior == "normal" else "z ~ the Gaussian fitted to training codes"
-    plot_grid(decode(vae, latents(128)), run / f"samples-{args.prior}.png", f"samples, {z}")
-    print(f"\n{run.folder}: {args.data}, {len(test)} {'held-out' if args.holdout else 'test'} images")
-    for key, value in metrics.items():
-        print(f"  {key:18} {value:.4f}" if isinstance(value, float) else f"  {key:18} {value}")
-    print(f"  pictures: curves.png, reconstructions.png, samples-{args.prior}.png")
-
-
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     device = runs.start(args.device, args.precision)
-    if args.batch_size % runs.world_size():
-        raise runs.UserError(f"--batch-size {args.batch_size} does not divide among {runs.world_size()} processes")
     run = runs.Run(args, "vae.py")
     images, _, test, _ = data.splits(args, device)
-    if len(images) < args.batch_size:
-        raise runs.UserError(f"{len(images)} training images do not fill a batch: --batch-size {len(images)} or less")
+    runs.check_batch(args.batch_size, len(images))
     if args.eval_only or args.sample:
-        vae, state = load_vae(run, device)
-        seconds, steps = state["seconds"], state["step"]
+        state = run.load()
+        vae, seconds = VAE(args.latent_dim, args.sigma).to(device), state["seconds"]
+        runs.load_weights(vae, state["model"], run / "checkpoint.pt")
+        steps = state["step"]
     else:
         vae, seconds = train(args, run, device, images, test)
         steps = args.epochs * (len(images) // args.batch_size)
     if not runs.leave_group():
         return
-
-    def latents(n):
-        return draw_latents(vae, n, args, device, images)
-
     if args.sample:
         folder = run / f"samples-{args.prior}"
-        data.write_images(decode(vae, latents(args.sample)), folder)
+        data.write_images(decode(vae, draw_latents(vae, args.sample, args.prior, images, args.seed)), folder)
         print(f"{args.sample} samples are in {folder}")
-    else:
-        report(vae, args, run, test, latents, seconds, steps * args.batch_size)
+        return
+    metrics = evaluate(vae, test, args.seed)
+    metrics |= {"seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
+    runs.write_json(run / "metrics.json", metrics)
+    plot_curves(run.read_log(), run / "curves.png")
+    plot_reconstructions(vae, test[:64], run / "reconstructions.png")
+    for prior, text in {"normal": "z ~ N(0, I)", "expost": "z ~ Gaussian fitted to training codes"}.items():
+        z = draw_latents(vae, 128, prior, images, args.seed)
+        data.plot_grid(decode(vae, z), run / f"samples-{prior}.png", f"samples, {text}")
+    title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
+    run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
 
 
 if __name__ == "__main__":

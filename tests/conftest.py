@@ -1,0 +1,78 @@
+"""Shared fixtures: the generated data set, the real CIFAR-10 where there is one, and commands run as a person would."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+import runs
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shapes_dir(tmp_path_factory):
+    """A --data-dir in which --data shapes is cached."""
+    folder = tmp_path_factory.mktemp("data")
+    for split in ("train", "test"):
+        data.load("shapes", folder, split)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def cifar_dir():
+    """A --data-dir with the real CIFAR-10, or a skip."""
+    folder = os.environ.get("CIFAR10_DIR")
+    if not folder:
+        pytest.skip("CIFAR10_DIR names no folder with CIFAR-10")
+    return Path(folder)
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """72 PNG images of two classes, which an encoder can tell apart."""
+    random = np.random.default_rng(0)
+    for i in range(72):
+        pixels = random.integers(0, 128, (32, 32, 3)) + 127 * (i % 2)
+        file = tmp_path / "images" / f"class{i % 2}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """Run inside an empty folder: runs/ appears there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def refused(capsys):
+    """refused(main, *argv) -> the one sentence with which the command was refused (exit status 2)."""
+
+    def call(main, *argv):
+        with pytest.raises(SystemExit) as stop:
+            runs.cli(lambda: main([str(word) for word in argv]))
+        message = capsys.readouterr().err.strip()
+        assert stop.value.code == 2, message
+        assert message.count("\n") == 0 and "Traceback" not in message, message
+        return message
+
+    return call
+
+
+@pytest.fixture
+def command(tmp_path):
+    """command("vae.py", "--epochs", 1) -> the finished process, run in an empty folder."""
+
+    def call(script, *argv, **options):
+        words = [sys.executable, str(ROOT / script), *map(str, argv)]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300, **options)
+
+    return call
