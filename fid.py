@@ -1,0 +1,553 @@
+"""Frechet Inception Distance: pytorch-fid's number for the same files and weights, in less time.
+
+Paper: Heusel et al. 2017 (arXiv 1706.08500). Network, resize and scaling are pytorch-fid's (mseitzer/pytorch-fid).
+
+    python fid.py real/ fake/                       # two folders of images, searched through, sizes may be mixed
+    python fid.py cifar10:test fake/ --kid          # a data set by name; kernel distance with its standard error
+    python fid.py --save-stats real/ real.npz       # mu and sigma once; then: python fid.py real.npz fake/
+    python fid.py shapes:test fake/ --features net.pt2               # your own network (torch.export), not Inception
+    torchrun --nproc-per-node=4 fid.py real/ fake/  # the images divided among four GPUs, or CPU processes
+
+From Python (vae.py does this), with `images` a uint8 tensor (N, 3, H, W), or an iterator of such batches:
+
+    extractor = fid.load_extractor(weights=None, features=None, device=device, fast=None)
+    mu, sigma, n = fid.statistics(images, extractor, batch_size=None, progress=None)
+    mu, sigma, n = fid.cached_statistics(images, extractor, folder, label, batch_size=None, progress=None)
+    distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
+
+    extractor.name    what the number is, for people: "FID (pytorch-fid Inception, float32)"; without the official
+                      weights, or with --features, it begins with "Frechet distance" and never says FID
+    extractor.key     "fid" or "fd", for metrics.json
+    extractor.recipe  the same with a hash of the weights: statistics of two recipes are never compared
+
+Symbols: mu (D,) and sigma (D, D) are mean and covariance (n - 1 in the denominator) of n feature vectors, D = 2048.
+
+Where it differs from pytorch-fid: batch norm is folded into the convolutions (in float64), TF32 is off on every
+device, sums run in float64, and the matrix root is taken from Cholesky factors, not by scipy's sqrtm.
+"""
+
+import hashlib
+import io
+import json
+import math
+import os
+import pickle
+import re
+import sys
+import zipfile
+from collections import Counter, deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from PIL import Image
+from scipy.linalg import lapack
+from torch import nn
+from tqdm import tqdm
+
+import data
+import runs
+from runs import UserError
+
+SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # pytorch-fid's
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_BYTES = 95_628_359
+CHECKED = 200  # images a side on which --fast is compared with float32
+
+
+def parse_args(argv=None):
+    parser = runs.Parser(__doc__)
+    parser.add_argument("first", help="a folder, an .npz of statistics, or cifar10:test, cifar10:train, shapes:test")
+    parser.add_argument("second", help="the same choice; with --save-stats the .npz to write")
+    parser.add_argument("--save-stats", action="store_true", help="write the statistics of FIRST into SECOND")
+    parser.add_argument("--kid", action="store_true", help="also the kernel distance and its standard error")
+    parser.add_argument("--weights", help=f"the file {WEIGHTS}, if not in torch hub's cache or $FID_WEIGHTS")
+    parser.add_argument("--features", help="a torch.export program, (B, 3, H, W) uint8 to (B, D), not Inception")
+    parser.add_argument("--fast", choices=["tf32", "bf16"], help="lower precision; its deviation is measured, printed")
+    parser.add_argument("--data-dir", default="data", help="where CIFAR-10 is or is downloaded to; caches go there too")
+    parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
+    parser.add_argument("--batch-size", type=runs.number(int, 1), help="images a pass; default: 25 on a CPU, else 128")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
+    return parser.parse_args(argv)
+
+
+def note(text):
+    """A word to the user that is not the result."""
+    if runs.is_main():
+        print(f"note: {text}", file=sys.stderr)
+
+
+def first_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+# --- features -----------------------------------------------------------------------------------------------------
+
+
+def load_extractor(weights=None, features=None, device="cpu", fast=None):
+    """-> what `statistics` takes: pytorch-fid's Inception, or with `features` the program in that .pt2 file.
+
+    weights: path of the Inception weights; else $FID_WEIGHTS, torch hub's cache, or a download into that.
+    fast: None (float32, TF32 off: the reference), "tf32" or "bf16". Raises UserError.
+    """
+    device = torch.device(device)
+    if fast == "tf32" and device.type != "cuda":
+        raise UserError("--fast tf32 is a mode of CUDA devices: leave it away, or try --fast bf16")
+    if features is None:
+        return Inception(runs.main_first(lambda: find_weights(weights)), device, fast)
+    if weights or fast:
+        raise UserError("--features brings its own weights and precision: leave --weights and --fast away")
+    return Exported(Path(features), device)
+
+
+def find_weights(path=None):
+    path = path or os.environ.get("FID_WEIGHTS")
+    if path:
+        return Path(path)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not path.exists():
+        data.import_torchvision()
+        from pytorch_fid.inception import FID_WEIGHTS_URL
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), WEIGHTS_SHA256)
+        except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
+            raise UserError(
+                f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
+                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or name it with --weights"
+            ) from error
+    return path
+
+
+def read_file(path, what):
+    """-> the bytes of a file and their SHA-256."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}; check the path") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+class Inception:
+    """pytorch-fid's network as a function: uint8 images -> (B, 2048) float32 features."""
+
+    dims = 2048
+
+    def __init__(self, path, device, fast=None):
+        content, sha256 = read_file(path, "the weights")
+        official = sha256 == WEIGHTS_SHA256
+        if path.name == WEIGHTS and not official:
+            raise UserError(
+                f"{path} is damaged: its SHA-256 is not {WEIGHTS_SHA256[:8]}... and it has {len(content):,} bytes "
+                f"where the official file has {WEIGHTS_BYTES:,}; delete it, and fetch it anew"
+            )
+        self.key, what = "fid", f"FID (pytorch-fid Inception, {fast or 'float32'})"
+        if not official:
+            note(f"{path} does not hold the official weights: the number is not an FID")
+            self.key, what = "fd", f"Frechet distance (Inception, weights {sha256[:16]}, {fast or 'float32'})"
+        self.name = self.recipe = what
+        self.device, self.fast, self.batch = device, fast, 0
+        self.dtype = torch.bfloat16 if fast == "bf16" else torch.float32
+        self.net = build_inception(content, path).to(device, self.dtype, memory_format=torch.channels_last)
+
+    def __call__(self, groups):
+        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, 2048) float32."""
+        # pytorch-fid's resize: to [0, 1] first, then bilinear, not antialiased, pixels centred at halves
+        how = dict(size=(299, 299), mode="bilinear", align_corners=False)
+        x = torch.cat([F.interpolate(group.to(self.device).float() / 255, **how) for group in groups])
+        n = len(x)
+        if self.device.type == "cuda":  # cuDNN searches for its kernels once per batch size: keep to one
+            self.batch = max(self.batch, n)
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.batch - n))
+        x = self.net(x.to(self.dtype, memory_format=torch.channels_last))[0]  # (n, 2048, 8, 8)
+        return x[:n].float().mean((2, 3))
+
+
+def build_inception(content, path):
+    """The bytes of a weights file -> pytorch-fid's InceptionV3, batch norm folded, without the closing average."""
+    data.import_torchvision()
+    from pytorch_fid import inception
+
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # pytorch-fid fetches the weights while it builds the network: give it ours, which are verified
+        with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
+            net = inception.InceptionV3(resize_input=False)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} does not hold weights of pytorch-fid's Inception: use {WEIGHTS}") from error
+    net.eval().blocks[3][-1] = nn.Identity()  # `Inception` averages, in float32 also when the rest is bfloat16
+    for module in list(net.modules()):
+        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+            module.conv = nn.utils.fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
+            module.bn = nn.Identity()
+    return net
+
+
+@contextmanager
+def precision(fast):
+    """TF32 on CUDA off, or with fast="tf32" on, whatever the program around has chosen."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    old = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if fast == "tf32" else "ieee"
+        yield
+    finally:
+        for backend, value in zip(backends, old, strict=True):
+            backend.fp32_precision = value
+
+
+class Exported:
+    """A program of torch.export as a function: uint8 images -> (B, D) features."""
+
+    key, dims, fast = "fd", None, None  # dims is known once it has run
+
+    def __init__(self, path, device):
+        content, sha256 = read_file(path, "--features")
+        try:
+            program = torch.export.load(io.BytesIO(content))
+            if device.type != "cpu":
+                program = torch.export.passes.move_to_device_pass(program, device)
+            node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
+            batch = node.meta["val"].shape[0]
+        except Exception as error:  # a damaged archive fails in as many ways as it has parts
+            raise UserError(
+                f"{path} is no program of torch.export ({first_line(error)}): make it with torch.export.save"
+            ) from error
+        self.path, self.device, self.module = path, device, program.module()
+        self.batch = batch if isinstance(batch, int) else None  # a whole number: exported for this batch alone
+        self.name = f"Frechet distance (features of {path.name})"
+        self.recipe = f"Frechet distance (features {sha256[:16]})"
+
+    def __call__(self, groups):
+        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, D) float32."""
+        return torch.cat([self.run(part) for group in groups for part in group.split(self.batch or len(group))])
+
+    def run(self, images):
+        # A program exported for batches of several images may refuse one of 1
+        padding = (self.batch or max(len(images), 2)) - len(images)
+        x = F.pad(images.to(self.device), (0, 0, 0, 0, 0, 0, 0, padding))
+        try:
+            features = self.module(x)[: len(images)].float()
+        except Exception as error:
+            size = f"{images.shape[2]}x{images.shape[3]}"
+            raise UserError(f"{self.path} fails on uint8 images of {size} ({first_line(error)})") from error
+        if features.ndim != 2:
+            raise UserError(f"{self.path} gives {features.ndim}-dimensional output: it must map images to (B, D)")
+        return features
+
+
+class Recorded:
+    """Stands for the network when both sides are statistics: what their files say of it."""
+
+    dims = None
+
+    def __init__(self, recipes, device):
+        known = [recipe for recipe in recipes if recipe]  # pytorch-fid's files do not say
+        self.name = self.recipe = known[0] if known else "FID (statistics as pytorch-fid writes them)"
+        self.key, self.device = "fid" if self.name.startswith("FID") else "fd", device
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def statistics(images, extractor, batch_size=None, progress=None, total=None, keep=None):
+    """Mean and covariance of the features of images -> mu (D,), sigma (D, D), both float64 on the CPU, and n.
+
+    images: uint8 (N, 3, H, W), divided among torchrun's ranks here; or an iterator of such batches, which is taken as
+    this rank's part. Every rank must have an image, and every rank returns the statistics of all of them.
+    progress: a label for a progress bar, `total` its length. keep: a list that receives the features of all.
+    Raises UserError for fewer than two images and for features that are not finite.
+
+    Sums run in float64 relative to the mean of the first batch, so that their error does not grow with the distance
+    of the features from zero. One message between ranks at the start (that mean) and one reduction at the end.
+    """
+    if isinstance(images, torch.Tensor):
+        if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
+        total = len(images)
+        images = runs.shard(images).split(default_batch(batch_size, extractor.device))
+    where = torch.device("cpu") if extractor.device.type == "mps" else extractor.device  # MPS has no float64
+    n, shift, mine = 0, None, []
+    bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not runs.is_main())
+    with bar, precision(extractor.fast):
+        for groups in images:
+            features = extractor([groups] if isinstance(groups, torch.Tensor) else groups)
+            x = features.to(where).double()
+            if shift is None:
+                shift = x.mean(0)
+                if runs.world_size() > 1:
+                    dist.broadcast(shift, 0)
+                sums, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=x.dtype, device=where)
+            x -= shift
+            sums += x.sum(0)
+            outer.addmm_(x.T, x)
+            n += len(x)
+            bar.update(len(x) * runs.world_size())
+            if keep is not None:
+                mine.append(features.cpu())
+    if shift is None:
+        raise UserError(f"{progress or 'the set'} has fewer images than there are processes: start fewer")
+    flat = torch.cat([torch.tensor([n], dtype=torch.float64, device=where), sums, outer.view(-1)])
+    if runs.world_size() > 1:
+        dist.all_reduce(flat)
+    if keep is not None:
+        parts = [torch.cat(mine)] * runs.world_size()
+        if runs.world_size() > 1:
+            dist.all_gather_object(parts, parts[0])
+        keep.extend(parts)
+    flat, shift = flat.cpu(), shift.cpu()
+    n, sums, outer = int(flat[0]), flat[1 : 1 + len(shift)], flat[1 + len(shift) :].view(len(shift), -1)
+    if n < 2:
+        raise UserError(f"{progress or 'the set'} has only one image: a covariance takes at least 2")
+    if not flat.isfinite().all():
+        raise UserError(f"{extractor.name}: features of {progress or 'the images'} are not finite; check its weights")
+    return shift + sums / n, (outer - torch.outer(sums, sums) / n) / (n - 1), n
+
+
+def default_batch(batch_size, device):
+    return batch_size or (25 if device.type == "cpu" else 128)
+
+
+def cached_statistics(images, extractor, folder, label, batch_size=None, progress=None):
+    """`statistics` of a uint8 tensor, kept in folder/fid_stats/ under a key of the images' bytes and the recipe."""
+    key = hashlib.sha256(images.cpu().contiguous().numpy())
+    key.update(f"{tuple(images.shape)} {extractor.recipe}".encode())
+    path = Path(folder) / "fid_stats" / f"{label}-{key.hexdigest()[:16]}.npz"
+    try:
+        mu, sigma, n, _ = read_stats(path)
+    except UserError:  # not there yet, or damaged
+        mu, sigma, n = statistics(images, extractor, batch_size, progress)
+        if runs.is_main():
+            write_stats(path, mu, sigma, n, extractor.recipe)
+    return mu, sigma, n
+
+
+def read_stats(path):
+    """An .npz of pytorch-fid or of `write_stats` -> mu, sigma, n or None, recipe or None. Raises UserError."""
+    try:
+        with np.load(path) as file:
+            mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+            n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
+    except KeyError:
+        raise UserError(f"{path} has no 'mu' and 'sigma': give statistics written by --save-stats") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"{path}: mu and sigma are not a finite vector and a matrix of its size: write it anew")
+    return mu, sigma, n, recipe
+
+
+def write_stats(path, mu, sigma, n, recipe):
+    with runs.writing(path) as part:
+        np.savez_compressed(part, mu=mu.numpy(), sigma=sigma.numpy(), n=n, recipe=recipe)
+
+
+# --- distances ----------------------------------------------------------------------------------------------------
+
+
+def frechet_distance(mu1, sigma1, mu2, sigma2):
+    """|mu1 - mu2|^2 + Tr(sigma1 + sigma2 - 2 (sigma1 sigma2)^(1/2)), a float.  Heusel et al. 2017, eq. 6.
+
+    mu (D,), sigma (D, D): tensors or arrays. With sigma_i = A_i A_i^T the trace of the root is the sum of the singular
+    values of A_1^T A_2. They are taken as roots of eigenvalues of its smaller Gram matrix, which is symmetric: no
+    complex numbers and no failure, also when a covariance has a lower rank than D.
+    """
+    mu1, sigma1, mu2, sigma2 = (torch.as_tensor(a, dtype=torch.float64).cpu() for a in (mu1, sigma1, mu2, sigma2))
+    x = square_root(sigma1).T @ square_root(sigma2)
+    gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
+    root = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
+    return ((mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * root).item()
+
+
+def square_root(sigma):
+    """sigma (D, D) positive semidefinite -> A (D, rank) with A A^T = sigma: Cholesky, pivoted when rank < D."""
+    factor, failed = torch.linalg.cholesky_ex(sigma)
+    if not failed:
+        return factor
+    packed, pivots, rank, _ = lapack.dpstrf(sigma.numpy(), lower=1)  # stops where what is left is rounding
+    factor = torch.empty(len(sigma), rank, dtype=torch.float64)
+    factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(np.tril(packed)[:, :rank])
+    return factor
+
+
+def kernel_distance(x, y, seed=0):
+    """KID: unbiased squared MMD with the kernel (x.y / D + 1)^3, and its standard error.  Binkowski et al. 2018.
+
+    x (N, D), y (M, D) features -> mean and standard error over disjoint random subsets: ten or more of up to 1000
+    images. Disjoint, because subsets that share images are not independent and would make the error look smaller.
+    """
+    n = min(len(x), len(y))
+    if n < 4:
+        raise UserError(f"--kid takes at least 4 images on each side, not {n}: add some")
+    size = max(2, min(1000, n // 10))
+    draws = [torch.randperm(len(f), generator=runs.generator("cpu", seed, "kid", i)) for i, f in enumerate((x, y))]
+    values = []
+    for i in range(n // size):
+        a, b = (f[draw[i * size : (i + 1) * size]].double() for f, draw in zip((x, y), draws, strict=True))
+        kaa, kbb, kab = ((p @ q.T / p.shape[1] + 1) ** 3 for p, q in ((a, a), (b, b), (a, b)))
+        within = (kaa.sum() - kaa.trace() + kbb.sum() - kbb.trace()) / (size * (size - 1))
+        values.append(within - 2 * kab.mean())
+    values = torch.stack(values)
+    return values.mean().item(), (values.std() / math.sqrt(len(values))).item()
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+def find_side(text):
+    """An argument -> ("set", name, split), ("stats", path) or ("folder", files). Raises UserError."""
+    name, _, split = text.partition(":")
+    if name in ("cifar10", "shapes"):
+        if split not in ("train", "test"):
+            raise UserError(f"{text} is no data set: say {name}:test or {name}:train")
+        return "set", name, split
+    path, files = Path(text), []
+
+    def refuse(error):
+        raise error
+
+    try:
+        if not path.exists():
+            raise UserError(f"{text} does not exist: give a folder, an .npz, or a data set such as cifar10:test")
+        if path.is_file():
+            if path.suffix != ".npz":
+                raise UserError(f"{text} is a file but no .npz of statistics: give a folder of images")
+            return "stats", path
+        for folder, _, names in os.walk(path, onerror=refuse):
+            files += [Path(folder, name) for name in names]
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename or text}: {error.strerror}; check its permissions") from error
+    images = sorted(file for file in files if file.suffix.lower() in SUFFIXES)
+    if not images:
+        seen = ", ".join(sorted({file.suffix or file.name for file in files})[:5])
+        raise UserError(f"{text} has no images, {f'only {seen}' if seen else 'it is empty'}: .png, .jpg ... are read")
+    if len(images) == 1:
+        raise UserError(f"{text} has only one image ({images[0]}): a covariance takes at least 2")
+    return "folder", images
+
+
+def read_images(files, batch_size, modes):
+    """Decode ahead in threads -> lists of (b, 3, H, W) uint8, one tensor a size, batch_size images a list.
+
+    modes: a Counter of the files' colour modes.
+    """
+    with ThreadPoolExecutor(min(16, os.cpu_count())) as pool:  # Pillow decodes outside Python's lock
+        jobs = (pool.submit(read_image, file) for file in files)
+        ahead = deque(islice(jobs, 4 * batch_size))  # bounded: a large folder must not pile up in memory
+        while ahead:
+            sizes = {}
+            for _ in range(min(batch_size, len(ahead))):
+                mode, image = ahead.popleft().result()
+                ahead.extend(islice(jobs, 1))
+                modes[mode] += 1
+                sizes.setdefault(image.shape, []).append(image)
+            yield [torch.stack(images) for images in sizes.values()]
+
+
+def read_image(file):
+    """-> the file's colour mode, and the image as (3, H, W) uint8, converted to RGB as pytorch-fid does."""
+    try:
+        with Image.open(file) as image:
+            mode = image.mode
+            # Pillow cuts colours of 16 bits down to 8 while it decodes; only the decoder's arguments tell
+            if mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile)):
+                raise UserError(f"{file} has more than 8 bits a channel (mode {mode}): convert it to 8 bits first")
+            pixels = np.array(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"cannot read the image {file} ({reason}): repair or remove it") from error
+    return mode, torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def measure(text, side, extractor, args, keep=None, limit=None):
+    """Statistics of one argument as `find_side` read it -> mu, sigma, n. limit: of its first images only."""
+    kind, value = side
+    if kind == "stats":
+        mu, sigma, n, recipe = read_stats(value)
+        if recipe not in (None, extractor.recipe):  # pytorch-fid's files have none
+            raise UserError(f"{text} was made with another recipe, {recipe}, not {extractor.recipe}: write it anew")
+        if extractor.dims not in (None, len(mu)):
+            raise UserError(f"{text} has {len(mu)} dimensions, not {extractor.dims}: write it anew with --save-stats")
+        return mu, sigma, n
+    batch_size = default_batch(args.batch_size, extractor.device)
+    if kind == "set":
+        images, _ = runs.main_first(lambda: data.load(value[0], args.data_dir, value[1], extractor.device))
+        if keep is None and limit is None:
+            return cached_statistics(images, extractor, args.data_dir, "-".join(value), batch_size, text)
+        return statistics(images[:limit], extractor, batch_size, text, keep=keep)
+    files, modes = value[:limit], Counter()
+    if len(files) < runs.world_size():
+        raise UserError(f"{text} has only {len(files)} images for {runs.world_size()} processes: start fewer")
+    batches = read_images(files[runs.rank() :: runs.world_size()], batch_size, modes)
+    result = statistics(batches, extractor, batch_size, text, total=len(files), keep=keep)
+    other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
+    if other and limit is None:
+        note(f"{text}: converted to RGB as pytorch-fid does (alpha is dropped): {other}")
+    return result
+
+
+def compare(texts, sides, extractor, args, limit=None):
+    """-> a dictionary: the distance of the two sides, and all else that --json prints."""
+    same, keep = sides[0] == sides[1], ([], []) if args.kid and not limit else (None, None)
+    first = measure(texts[0], sides[0], extractor, args, keep[0], limit)
+    second = first if same else measure(texts[1], sides[1], extractor, args, keep[1], limit)
+    if len(first[0]) != len(second[0]):
+        raise UserError(f"{texts[0]} has {len(first[0])} dimensions and {texts[1]} {len(second[0])}: use one network")
+    result = {extractor.key: frechet_distance(*first[:2], *second[:2]), "name": extractor.name}
+    result |= {"sides": texts, "n": [first[2], second[2]], "recipe": extractor.recipe, "device": str(extractor.device)}
+    if args.kid and not limit:
+        values = (0.0, 0.0) if same else kernel_distance(*map(torch.cat, keep))
+        result |= dict(zip(("kid", "kid_stderr"), values, strict=True))
+    for text, n in zip(texts, result["n"], strict=True):
+        if n and n <= len(first[0]) and not limit:
+            note(f"{text} has {n} images, no more than features: the number is high and compares only at equal counts")
+    if same:
+        note("both sides are the same, so the distance is 0 but for rounding")
+    return result
+
+
+def main():
+    args = parse_args()
+    device = runs.start(args.device)
+    texts = [args.first] if args.save_stats else [args.first, args.second]
+    sides = [find_side(text) for text in texts]
+    given = [value for kind, value in sides if kind == "stats"]
+    if given and (args.kid or args.save_stats):
+        raise UserError(f"{given[0]} holds no images, which --kid and --save-stats take: give the folder it is of")
+    if args.save_stats and (not args.second.endswith(".npz") or os.path.exists(args.second)):
+        raise UserError(f"--save-stats {args.second}: choose a name that ends in .npz and is not there yet")
+    if len(given) == 2:  # no network is needed
+        extractor = Recorded([read_stats(path)[3] for path in given], device)
+    else:
+        extractor = load_extractor(args.weights, args.features, device, args.fast)
+    if args.save_stats:
+        mu, sigma, n = measure(args.first, sides[0], extractor, args)
+        if runs.is_main():
+            write_stats(args.second, mu, sigma, n, extractor.recipe)
+            print(f"{args.second}: statistics of {n} images of {args.first}, {extractor.recipe}")
+        return
+    result = compare(texts, sides, extractor, args)
+    if args.fast and not given:
+        reference = load_extractor(args.weights, None, device)
+        fast, exact = (compare(texts, sides, e, args, CHECKED)[e.key] for e in (extractor, reference))
+        result |= {"checked": CHECKED, "checked_fast": fast, "checked_reference": exact}
+        note(f"over the first {CHECKED} images of each side --fast {args.fast} gives {fast:.4f}, float32 {exact:.4f}")
+    if runs.is_main():
+        kid = f"  KID {result['kid']:.6f} +- {result['kid_stderr']:.6f}" if args.kid else ""
+        counts = " against ".join(f"{t} ({n or 'unknown'} images)" for t, n in zip(texts, result["n"], strict=True))
+        line = f"{extractor.name}: {max(result[extractor.key], 0.0):.4f}{kid}  {counts}"
+        print(json.dumps(result) if args.json else line)
+
+
+if __name__ == "__main__":
+    runs.cli(main)
