@@ -13,12 +13,7 @@ From Python (vae.py does this), with `images` a uint8 tensor (N, 3, H, W), or an
     extractor = fid.load_extractor(weights=None, features=None, device=device, fast=None)
     mu, sigma, n = fid.statistics(images, extractor, batch_size=None, progress=None)
     mu, sigma, n = fid.cached_statistics(images, extractor, folder, label, batch_size=None, progress=None)
-    distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
-
-    extractor.name    what the number is, for people: "FID (pytorch-fid Inception, float32)"; without the official
-                      weights, or with --features, it begins with "Frechet distance" and never says FID
-    extractor.key     "fid" or "fd", for metrics.json
-    extractor.recipe  the same with a hash of the weights: statistics of two recipes are never compared
+    distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)  # metrics.json: {extractor.key: distance}
 
 Symbols: mu (D,) and sigma (D, D) are mean and covariance (n - 1 in the denominator) of n feature vectors, D = 2048.
 
@@ -27,39 +22,31 @@ device, sums run in float64, and the matrix root is taken from Cholesky factors,
 """
 
 import hashlib
-import io
 import json
 import math
 import os
-import pickle
 import re
-import sys
 import zipfile
 from collections import Counter, deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from unittest import mock
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from PIL import Image
 from scipy.linalg import lapack
-from torch import nn
 from tqdm import tqdm
 
 import data
 import runs
+from extractors import WEIGHTS, first_line, load_extractor, note, precision
 from runs import UserError
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # pytorch-fid's
-WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
-WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-WEIGHTS_BYTES = 95_628_359
-CHECKED = 200  # images a side on which --fast is compared with float32
+CHECKED = 1000  # images a side on which --fast is compared with float32
 
 
 def parse_args(argv=None):
@@ -76,184 +63,6 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=runs.number(int, 1), help="images a pass; default: 25 on a CPU, else 128")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a line")
     return parser.parse_args(argv)
-
-
-def note(text):
-    """A word to the user that is not the result."""
-    if runs.is_main():
-        print(f"note: {text}", file=sys.stderr)
-
-
-def first_line(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-# --- features -----------------------------------------------------------------------------------------------------
-
-
-def load_extractor(weights=None, features=None, device="cpu", fast=None):
-    """-> what `statistics` takes: pytorch-fid's Inception, or with `features` the program in that .pt2 file.
-
-    weights: path of the Inception weights; else $FID_WEIGHTS, torch hub's cache, or a download into that.
-    fast: None (float32, TF32 off: the reference), "tf32" or "bf16". Raises UserError.
-    """
-    device = torch.device(device)
-    if fast == "tf32" and device.type != "cuda":
-        raise UserError("--fast tf32 is a mode of CUDA devices: leave it away, or try --fast bf16")
-    if features is None:
-        return Inception(runs.main_first(lambda: find_weights(weights)), device, fast)
-    if weights or fast:
-        raise UserError("--features brings its own weights and precision: leave --weights and --fast away")
-    return Exported(Path(features), device)
-
-
-def find_weights(path=None):
-    path = path or os.environ.get("FID_WEIGHTS")
-    if path:
-        return Path(path)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not path.exists():
-        data.import_torchvision()
-        from pytorch_fid.inception import FID_WEIGHTS_URL
-
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
-            raise UserError(
-                f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
-                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or name it with --weights"
-            ) from error
-    return path
-
-
-def read_file(path, what):
-    """-> the bytes of a file and their SHA-256."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {what} {path}: {error.strerror}; check the path") from error
-    return content, hashlib.sha256(content).hexdigest()
-
-
-class Inception:
-    """pytorch-fid's network as a function: uint8 images -> (B, 2048) float32 features."""
-
-    dims = 2048
-
-    def __init__(self, path, device, fast=None):
-        content, sha256 = read_file(path, "the weights")
-        official = sha256 == WEIGHTS_SHA256
-        if path.name == WEIGHTS and not official:
-            raise UserError(
-                f"{path} is damaged: its SHA-256 is not {WEIGHTS_SHA256[:8]}... and it has {len(content):,} bytes "
-                f"where the official file has {WEIGHTS_BYTES:,}; delete it, and fetch it anew"
-            )
-        self.key, what = "fid", f"FID (pytorch-fid Inception, {fast or 'float32'})"
-        if not official:
-            note(f"{path} does not hold the official weights: the number is not an FID")
-            self.key, what = "fd", f"Frechet distance (Inception, weights {sha256[:16]}, {fast or 'float32'})"
-        self.name = self.recipe = what
-        self.device, self.fast, self.batch = device, fast, 0
-        self.dtype = torch.bfloat16 if fast == "bf16" else torch.float32
-        self.net = build_inception(content, path).to(device, self.dtype, memory_format=torch.channels_last)
-
-    def __call__(self, groups):
-        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, 2048) float32."""
-        # pytorch-fid's resize: to [0, 1] first, then bilinear, not antialiased, pixels centred at halves
-        how = dict(size=(299, 299), mode="bilinear", align_corners=False)
-        x = torch.cat([F.interpolate(group.to(self.device).float() / 255, **how) for group in groups])
-        n = len(x)
-        if self.device.type == "cuda":  # cuDNN searches for its kernels once per batch size: keep to one
-            self.batch = max(self.batch, n)
-            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.batch - n))
-        x = self.net(x.to(self.dtype, memory_format=torch.channels_last))[0]  # (n, 2048, 8, 8)
-        return x[:n].float().mean((2, 3))
-
-
-def build_inception(content, path):
-    """The bytes of a weights file -> pytorch-fid's InceptionV3, batch norm folded, without the closing average."""
-    data.import_torchvision()
-    from pytorch_fid import inception
-
-    try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        # pytorch-fid fetches the weights while it builds the network: give it ours, which are verified
-        with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
-            net = inception.InceptionV3(resize_input=False)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
-        raise UserError(f"{path} does not hold weights of pytorch-fid's Inception: use {WEIGHTS}") from error
-    net.eval().blocks[3][-1] = nn.Identity()  # `Inception` averages, in float32 also when the rest is bfloat16
-    for module in list(net.modules()):
-        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
-            module.conv = nn.utils.fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
-            module.bn = nn.Identity()
-    return net
-
-
-@contextmanager
-def precision(fast):
-    """TF32 on CUDA off, or with fast="tf32" on, whatever the program around has chosen."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    old = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if fast == "tf32" else "ieee"
-        yield
-    finally:
-        for backend, value in zip(backends, old, strict=True):
-            backend.fp32_precision = value
-
-
-class Exported:
-    """A program of torch.export as a function: uint8 images -> (B, D) features."""
-
-    key, dims, fast = "fd", None, None  # dims is known once it has run
-
-    def __init__(self, path, device):
-        content, sha256 = read_file(path, "--features")
-        try:
-            program = torch.export.load(io.BytesIO(content))
-            if device.type != "cpu":
-                program = torch.export.passes.move_to_device_pass(program, device)
-            node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
-            batch = node.meta["val"].shape[0]
-        except Exception as error:  # a damaged archive fails in as many ways as it has parts
-            raise UserError(
-                f"{path} is no program of torch.export ({first_line(error)}): make it with torch.export.save"
-            ) from error
-        self.path, self.device, self.module = path, device, program.module()
-        self.batch = batch if isinstance(batch, int) else None  # a whole number: exported for this batch alone
-        self.name = f"Frechet distance (features of {path.name})"
-        self.recipe = f"Frechet distance (features {sha256[:16]})"
-
-    def __call__(self, groups):
-        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, D) float32."""
-        return torch.cat([self.run(part) for group in groups for part in group.split(self.batch or len(group))])
-
-    def run(self, images):
-        # A program exported for batches of several images may refuse one of 1
-        padding = (self.batch or max(len(images), 2)) - len(images)
-        x = F.pad(images.to(self.device), (0, 0, 0, 0, 0, 0, 0, padding))
-        try:
-            features = self.module(x)[: len(images)].float()
-        except Exception as error:
-            size = f"{images.shape[2]}x{images.shape[3]}"
-            raise UserError(f"{self.path} fails on uint8 images of {size} ({first_line(error)})") from error
-        if features.ndim != 2:
-            raise UserError(f"{self.path} gives {features.ndim}-dimensional output: it must map images to (B, D)")
-        return features
-
-
-class Recorded:
-    """Stands for the network when both sides are statistics: what their files say of it."""
-
-    dims = None
-
-    def __init__(self, recipes, device):
-        known = [recipe for recipe in recipes if recipe]  # pytorch-fid's files do not say
-        self.name = self.recipe = known[0] if known else "FID (statistics as pytorch-fid writes them)"
-        self.key, self.device = "fid" if self.name.startswith("FID") else "fd", device
 
 
 # --- statistics ---------------------------------------------------------------------------------------------------
@@ -275,7 +84,7 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
         total = len(images)
-        images = runs.shard(images).split(default_batch(batch_size, extractor.device))
+        images = runs.shard(images).split(batch_size or default_batch(extractor.device))
     where = torch.device("cpu") if extractor.device.type == "mps" else extractor.device  # MPS has no float64
     n, shift, mine = 0, None, []
     bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not runs.is_main())
@@ -314,8 +123,8 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
     return shift + sums / n, (outer - torch.outer(sums, sums) / n) / (n - 1), n
 
 
-def default_batch(batch_size, device):
-    return batch_size or (25 if device.type == "cpu" else 128)
+def default_batch(device):
+    return 25 if device.type == "cpu" else 128
 
 
 def cached_statistics(images, extractor, folder, label, batch_size=None, progress=None):
@@ -405,12 +214,12 @@ def kernel_distance(x, y, seed=0):
 
 
 def find_side(text):
-    """An argument -> ("set", name, split), ("stats", path) or ("folder", files). Raises UserError."""
+    """An argument -> ("set", (name, split)), ("stats", path) or ("folder", files). Raises UserError."""
     name, _, split = text.partition(":")
     if name in ("cifar10", "shapes"):
         if split not in ("train", "test"):
             raise UserError(f"{text} is no data set: say {name}:test or {name}:train")
-        return "set", name, split
+        return "set", (name, split)
     path, files = Path(text), []
 
     def refuse(error):
@@ -474,12 +283,14 @@ def measure(text, side, extractor, args, keep=None, limit=None):
     kind, value = side
     if kind == "stats":
         mu, sigma, n, recipe = read_stats(value)
-        if recipe not in (None, extractor.recipe):  # pytorch-fid's files have none
+        if not limit and recipe not in (None, extractor.recipe):
             raise UserError(f"{text} was made with another recipe, {recipe}, not {extractor.recipe}: write it anew")
         if extractor.dims not in (None, len(mu)):
             raise UserError(f"{text} has {len(mu)} dimensions, not {extractor.dims}: write it anew with --save-stats")
+        if not limit and recipe is None:
+            note(f"{text} does not say of which network it is, and is taken to be of {extractor.name}")
         return mu, sigma, n
-    batch_size = default_batch(args.batch_size, extractor.device)
+    batch_size = args.batch_size or default_batch(extractor.device)
     if kind == "set":
         images, _ = runs.main_first(lambda: data.load(value[0], args.data_dir, value[1], extractor.device))
         if keep is None and limit is None:
@@ -489,28 +300,33 @@ def measure(text, side, extractor, args, keep=None, limit=None):
     if len(files) < runs.world_size():
         raise UserError(f"{text} has only {len(files)} images for {runs.world_size()} processes: start fewer")
     batches = read_images(files[runs.rank() :: runs.world_size()], batch_size, modes)
-    result = statistics(batches, extractor, batch_size, text, total=len(files), keep=keep)
+    result = statistics(batches, extractor, progress=text, total=len(files), keep=keep)
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
-    if other and limit is None:
+    if other and not limit:
         note(f"{text}: converted to RGB as pytorch-fid does (alpha is dropped): {other}")
     return result
 
 
 def compare(texts, sides, extractor, args, limit=None):
-    """-> a dictionary: the distance of the two sides, and all else that --json prints."""
+    """-> the distance of the two sides, and the rest of what --json prints."""
     same, keep = sides[0] == sides[1], ([], []) if args.kid and not limit else (None, None)
-    first = measure(texts[0], sides[0], extractor, args, keep[0], limit)
-    second = first if same else measure(texts[1], sides[1], extractor, args, keep[1], limit)
-    if len(first[0]) != len(second[0]):
-        raise UserError(f"{texts[0]} has {len(first[0])} dimensions and {texts[1]} {len(second[0])}: use one network")
-    result = {extractor.key: frechet_distance(*first[:2], *second[:2]), "name": extractor.name}
-    result |= {"sides": texts, "n": [first[2], second[2]], "recipe": extractor.recipe, "device": str(extractor.device)}
-    if args.kid and not limit:
+    order = sorted((0, 1), key=lambda i: ("stats", "set", "folder").index(sides[i][0]))  # what may not fit comes first
+    stats = {}
+    for i in order:
+        stats[i] = stats[1 - i] if same and stats else measure(texts[i], sides[i], extractor, args, keep[i], limit)
+    (mu1, sigma1, n1), (mu2, sigma2, n2) = stats[0], stats[1]
+    if len(mu1) != len(mu2):
+        raise UserError(f"{texts[0]} has {len(mu1)} dimensions and {texts[1]} {len(mu2)}: use one network for both")
+    result = {extractor.key: frechet_distance(mu1, sigma1, mu2, sigma2), "name": extractor.name, "sides": texts}
+    result |= {"n": [n1, n2], "recipe": extractor.recipe, "device": str(extractor.device)}
+    if limit:
+        return result
+    if args.kid:
         values = (0.0, 0.0) if same else kernel_distance(*map(torch.cat, keep))
         result |= dict(zip(("kid", "kid_stderr"), values, strict=True))
-    for text, n in zip(texts, result["n"], strict=True):
-        if n and n <= len(first[0]) and not limit:
-            note(f"{text} has {n} images, no more than features: the number is high and compares only at equal counts")
+    for text, n in dict(zip(texts, (n1, n2), strict=True)).items():
+        if n and n <= len(mu1):
+            note(f"{text} has {n} images, no more than features ({len(mu1)}): compare only at equal numbers of images")
     if same:
         note("both sides are the same, so the distance is 0 but for rounding")
     return result
@@ -526,8 +342,10 @@ def main():
         raise UserError(f"{given[0]} holds no images, which --kid and --save-stats take: give the folder it is of")
     if args.save_stats and (not args.second.endswith(".npz") or os.path.exists(args.second)):
         raise UserError(f"--save-stats {args.second}: choose a name that ends in .npz and is not there yet")
-    if len(given) == 2:  # no network is needed
-        extractor = Recorded([read_stats(path)[3] for path in given], device)
+    if len(given) == 2:  # no network is needed: the files say, or do not, of which they are
+        recipe = next((r for r in (read_stats(path)[3] for path in given) if r), "FID (of unnamed statistics)")
+        key = "fid" if recipe.startswith("FID") else "fd"
+        extractor = SimpleNamespace(name=recipe, recipe=recipe, key=key, dims=None, device=device)
     else:
         extractor = load_extractor(args.weights, args.features, device, args.fast)
     if args.save_stats:
@@ -537,15 +355,15 @@ def main():
             print(f"{args.second}: statistics of {n} images of {args.first}, {extractor.recipe}")
         return
     result = compare(texts, sides, extractor, args)
-    if args.fast and not given:
+    if args.fast and len(given) < 2:
         reference = load_extractor(args.weights, None, device)
         fast, exact = (compare(texts, sides, e, args, CHECKED)[e.key] for e in (extractor, reference))
         result |= {"checked": CHECKED, "checked_fast": fast, "checked_reference": exact}
         note(f"over the first {CHECKED} images of each side --fast {args.fast} gives {fast:.4f}, float32 {exact:.4f}")
     if runs.is_main():
-        kid = f"  KID {result['kid']:.6f} +- {result['kid_stderr']:.6f}" if args.kid else ""
         counts = " against ".join(f"{t} ({n or 'unknown'} images)" for t, n in zip(texts, result["n"], strict=True))
-        line = f"{extractor.name}: {max(result[extractor.key], 0.0):.4f}{kid}  {counts}"
+        kid = f", KID {result['kid']:.6f} +- {result['kid_stderr']:.6f}" if args.kid else ""
+        line = f"{extractor.name}: {max(result[extractor.key], 0.0):.4f}{kid}; {counts}"
         print(json.dumps(result) if args.json else line)
 
 

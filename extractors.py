@@ -1,0 +1,200 @@
+"""Images to feature vectors: pytorch-fid's Inception with its official weights, or a program of torch.export.
+
+    extractor = load_extractor(weights=None, features=None, device=device, fast=None)
+    x = extractor([images])                         # a list of uint8 (b, 3, H, W), one tensor a size -> (B, D) float32
+
+    extractor.name    what a distance of these features is called: "FID (pytorch-fid Inception, float32)"; without the
+                      official weights it begins with "Frechet distance" and never says FID
+    extractor.key     "fid" or "fd", for metrics.json
+    extractor.recipe  as the name, with a hash of the weights: statistics of two recipes are never compared
+    extractor.dims    D, or None while unknown
+
+The network is pytorch-fid's own definition (mseitzer/pytorch-fid), imported. Its inputs are resized and scaled as
+pytorch-fid does, but on the device; each batch norm is folded into the convolution before it, in float64; tensors are
+in channels_last order. The outputs are the same to float32's rounding.
+"""
+
+import hashlib
+import io
+import os
+import pickle
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import data
+import runs
+from runs import UserError
+
+WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
+WEIGHTS_BYTES = 95_628_359
+
+
+def note(text):
+    """A word to the user that is not the result."""
+    if runs.is_main():
+        print(f"note: {text}", file=sys.stderr)
+
+
+def first_line(error):
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def load_extractor(weights=None, features=None, device="cpu", fast=None):
+    """-> what `statistics` takes: pytorch-fid's Inception, or with `features` the program in that .pt2 file.
+
+    weights: path of the Inception weights; else $FID_WEIGHTS, torch hub's cache, or a download into that.
+    fast: None (float32, TF32 off: the reference), "tf32" or "bf16". Raises UserError.
+    """
+    device = torch.device(device)
+    if fast == "tf32" and device.type != "cuda":
+        raise UserError("--fast tf32 is a mode of CUDA devices: leave it away, or try --fast bf16")
+    if features is None:
+        return Inception(runs.main_first(lambda: find_weights(weights)), device, fast)
+    if weights or fast:
+        raise UserError("--features brings its own weights and precision: leave --weights and --fast away")
+    return Exported(Path(features), device)
+
+
+def find_weights(path=None):
+    path = path or os.environ.get("FID_WEIGHTS")
+    if path:
+        return Path(path)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
+    if not path.exists():
+        data.import_torchvision()
+        from pytorch_fid.inception import FID_WEIGHTS_URL
+
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), WEIGHTS_SHA256)
+        except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
+            raise UserError(
+                f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
+                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or name it with --weights"
+            ) from error
+    return path
+
+
+def read_file(path, what):
+    """-> the bytes of a file and their SHA-256."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {what} {path}: {error.strerror}; check the path") from error
+    return content, hashlib.sha256(content).hexdigest()
+
+
+class Inception:
+    """pytorch-fid's network as a function: uint8 images -> (B, 2048) float32 features."""
+
+    dims = 2048
+
+    def __init__(self, path, device, fast=None):
+        content, sha256 = read_file(path, "the weights")
+        official = sha256 == WEIGHTS_SHA256
+        if path.name == WEIGHTS and not official:
+            raise UserError(
+                f"{path} is damaged: its SHA-256 is not {WEIGHTS_SHA256[:8]}... and it has {len(content):,} bytes "
+                f"where the official file has {WEIGHTS_BYTES:,}; delete it, and fetch it anew"
+            )
+        self.key, what = "fid", f"FID (pytorch-fid Inception, {fast or 'float32'})"
+        if not official:
+            note(f"{path} does not hold the official weights: the number is not an FID")
+            self.key, what = "fd", f"Frechet distance (Inception, weights {sha256[:16]}, {fast or 'float32'})"
+        self.name = self.recipe = what
+        self.device, self.fast, self.batch = device, fast, 0
+        self.dtype = torch.bfloat16 if fast == "bf16" else torch.float32
+        self.net = build_inception(content, path).to(device, self.dtype, memory_format=torch.channels_last)
+
+    def __call__(self, groups):
+        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, 2048) float32."""
+        # pytorch-fid's resize: to [0, 1] first, then bilinear, not antialiased, pixels centred at halves
+        how = dict(size=(299, 299), mode="bilinear", align_corners=False)
+        x = torch.cat([F.interpolate(group.to(self.device).float() / 255, **how) for group in groups])
+        n = len(x)
+        if self.device.type == "cuda":  # cuDNN searches for its kernels once per batch size: keep to one
+            self.batch = max(self.batch, n)
+            x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.batch - n))
+        x = self.net(x.to(self.dtype, memory_format=torch.channels_last))[0]  # (n, 2048, 8, 8)
+        return x[:n].float().mean((2, 3))
+
+
+def build_inception(content, path):
+    """The bytes of a weights file -> pytorch-fid's InceptionV3, batch norm folded, without the closing average."""
+    data.import_torchvision()
+    from pytorch_fid import inception
+
+    try:
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        # pytorch-fid fetches the weights while it builds the network: give it ours, which are verified
+        with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
+            net = inception.InceptionV3(resize_input=False)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} does not hold weights of pytorch-fid's Inception: use {WEIGHTS}") from error
+    net.eval().blocks[3][-1] = nn.Identity()  # `Inception` averages, in float32 also when the rest is bfloat16
+    for module in list(net.modules()):
+        if isinstance(getattr(module, "bn", None), nn.BatchNorm2d):
+            module.conv = nn.utils.fuse_conv_bn_eval(module.conv.double(), module.bn.double()).float()
+            module.bn = nn.Identity()
+    return net
+
+
+@contextmanager
+def precision(fast):
+    """TF32 on CUDA off, or with fast="tf32" on, whatever the program around has chosen."""
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    old = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "tf32" if fast == "tf32" else "ieee"
+        yield
+    finally:
+        for backend, value in zip(backends, old, strict=True):
+            backend.fp32_precision = value
+
+
+class Exported:
+    """A program of torch.export as a function: uint8 images -> (B, D) features."""
+
+    key, dims, fast = "fd", None, None  # dims is known once it has run
+
+    def __init__(self, path, device):
+        content, sha256 = read_file(path, "--features")
+        try:
+            program = torch.export.load(io.BytesIO(content))
+            if device.type != "cpu":
+                program = torch.export.passes.move_to_device_pass(program, device)
+            node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
+            batch = node.meta["val"].shape[0]
+        except Exception as error:  # a damaged archive fails in as many ways as it has parts
+            raise UserError(
+                f"{path} is no program of torch.export ({first_line(error)}): make it with torch.export.save"
+            ) from error
+        self.path, self.device, self.module = path, device, program.module()
+        self.batch = batch if isinstance(batch, int) else None  # a whole number: exported for this batch alone
+        self.name = f"Frechet distance (features of {path.name})"
+        self.recipe = f"Frechet distance (features {sha256[:16]})"
+
+    def __call__(self, groups):
+        """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, D) float32."""
+        return torch.cat([self.run(part) for group in groups for part in group.split(self.batch or len(group))])
+
+    def run(self, images):
+        # A program exported for batches of several images may refuse one of 1
+        padding = (self.batch or max(len(images), 2)) - len(images)
+        x = F.pad(images.to(self.device), (0, 0, 0, 0, 0, 0, 0, padding))
+        try:
+            features = self.module(x)[: len(images)].float()
+        except Exception as error:
+            size = f"{images.shape[2]}x{images.shape[3]}"
+            raise UserError(f"{self.path} fails on uint8 images of {size} ({first_line(error)})") from error
+        if features.ndim != 2:
+            raise UserError(f"{self.path} gives {features.ndim}-dimensional output: it must map images to (B, D)")
+        return features
