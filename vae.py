@@ -46,8 +46,10 @@ def parse_args(argv=None):
     parser.add_argument(
         "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
     )
+    parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
     parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
-    return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=("prior", "epochs", "data_dir"))
+    free = ("prior", "epochs", "data_dir", "save_every")
+    return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=free)
 
 
 def sigma_value(text):
@@ -162,9 +164,10 @@ def elbo_terms(vae, x, eps):
     x: (B, 3, 32, 32), eps: (B, Z) standard normal -> nll (B,), kl (B,), mean squared error (scalar)
     """
     mu, logvar = vae.encoder(x)
-    x_hat = vae.decoder(mu + eps * torch.exp(0.5 * logvar)).float()
+    mu, logvar = mu.to(x.dtype), logvar.to(x.dtype)  # under autocast the networks answer in bfloat16
+    x_hat = vae.decoder(mu + eps * torch.exp(0.5 * logvar)).to(x.dtype)
     mse = (x - x_hat.detach()).square().mean()
-    return gaussian_nll(x, x_hat, vae.variance(mse)), kl_to_prior(mu.float(), logvar.float()), mse
+    return gaussian_nll(x, x_hat, vae.variance(mse)), kl_to_prior(mu, logvar), mse
 
 
 def bits_per_dim(elbo, dims):
@@ -345,7 +348,7 @@ def train(args, run, device, images, test):
                 where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
                 run.log(**where, loss=loss, nll=nll, kl=kl, mse=mse, bits_per_dim=bits, sigma=sigma)
                 bar.set_postfix_str(f"elbo {-nll - kl:.0f} nats, kl {kl:.1f}, mse {mse:.4f}, sigma {sigma:.3f}")
-            if done % per_epoch == 0:
+            if done % (args.save_every * per_epoch) == 0 or done == total:
                 save(done)
                 if runs.is_main():  # a glimpse; the closing evaluation takes all images
                     run.log(step=done, epoch=epoch + 1, **evaluate(vae, test[:1000], args.seed))

@@ -57,9 +57,10 @@ def refused(capsys):
     """refused(main, *argv) -> the one sentence with which the command was refused (exit status 2)."""
 
     def call(main, *argv):
+        capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             runs.cli(lambda: main([str(word) for word in argv]))
-        message = capsys.readouterr().err.strip()
+        message = capsys.readouterr().err.split("\r")[-1].strip()  # what stays on a terminal after a progress bar
         assert stop.value.code == 2, message
         assert message.count("\n") == 0 and "Traceback" not in message, message
         return message

@@ -1,0 +1,231 @@
+"""runs.py: files that appear whole or not at all, flags that continue a run, ranks that agree, errors in one sentence.
+
+pytest tests/test_runs.py
+"""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import runs
+from runs import UserError
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def parser():
+    p = runs.Parser("A script.")
+    runs.add_run_flags(p, name="try")
+    p.add_argument("--width", type=runs.number(int, 1, 64), default=8)
+    p.add_argument("--rate", type=runs.number(float, above=0), default=0.5)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--width", "0"], "--width: 0 is out of range: it must be at least 1 and at most 64"),
+        (["--width", "65"], "at most 64"),
+        (["--width", "many"], "'many' is not a whole number"),
+        (["--rate", "nan"], "above 0"),
+        (["--rate", "inf"], "above 0"),
+        (["--seed", "-1"], "at least 0"),
+        (["--name", "../x"], "cannot name a folder"),
+        (["--widht", "3"], "unrecognized arguments: --widht"),
+        (["--wid", "3"], "unrecognized arguments: --wid"),
+    ],
+)
+def test_bad_flags_get_one_sentence(argv, words, refused):
+    assert words in refused(lambda argv: runs.parse(parser(), argv), *argv)
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta", "cpu:1"])
+def test_unknown_devices_get_one_sentence(name):
+    with pytest.raises(UserError, match="--device"):
+        runs.pick_device(name)
+
+
+def saved(width):
+    run = runs.Run(runs.parse(parser(), ["--width", str(width)]), "script.py")
+    run.begin()
+    run.save(3, 1.5, model={"w": torch.arange(3.0)})
+    return run
+
+
+def test_resume_takes_the_saved_flags_and_refuses_others(in_tmp):
+    saved(width=16)
+    assert runs.parse(parser(), ["--resume"]).width == 16
+    assert runs.parse(parser(), ["--resume", "--width", "16"]).width == 16
+    with pytest.raises(UserError, match="made with --width 16, not 8"):
+        runs.parse(parser(), ["--resume", "--width", "8"])
+    assert runs.parse(parser(), ["--resume", "--width", "8"], may_differ=("width",)).width == 8
+    assert runs.parse(parser(), ["--resume"], may_differ=("width",)).width == 16
+
+
+def test_checkpoint_round_trip_and_its_errors(in_tmp):
+    run = saved(width=8)
+    state = run.load()
+    assert state["step"] == 3 and torch.equal(state["model"]["w"], torch.arange(3.0))
+    with pytest.raises(UserError, match="was made by script.py, not other.py"):
+        runs.Run(runs.parse(parser(), []), "other.py").load()
+    with pytest.raises(UserError, match="another architecture than Linear"):
+        runs.load_weights(torch.nn.Linear(2, 2), state["model"], "x.pt")
+    path = run / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        run.load()
+    path.unlink()
+    with pytest.raises(UserError, match="there is no checkpoint"):
+        run.load()
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_rest(tmp_path, monkeypatch, code):
+    path = tmp_path / "metrics.json"
+    runs.write_json(path, {"a": 1})
+
+    def fail(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runs.os, "fsync", fail)
+    with pytest.raises(UserError, match=os.strerror(code)):
+        runs.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["metrics.json"]
+
+
+def test_a_run_folder_that_cannot_be_made(in_tmp, monkeypatch):
+    def fail(*args, **kwargs):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", fail)
+    with pytest.raises(UserError, match="Read-only file system"):
+        runs.Run(runs.parse(parser(), []), "script.py").begin()
+
+
+def test_killed_while_writing_a_checkpoint_the_previous_one_is_usable(tmp_path):
+    script = textwrap.dedent("""
+        import sys, torch, runs
+        state = {"step": 0, "w": torch.zeros(4_000_000)}
+        runs.save_checkpoint("c.pt", state)
+        print("first", flush=True)
+        for step in range(1, 10_000):
+            runs.save_checkpoint("c.pt", {"step": step, "w": torch.full((4_000_000,), float(step))})
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    process.stdout.readline()
+    for _ in range(3000):  # wait until a second checkpoint is half written
+        parts = list(tmp_path.glob(".c.*.part.pt"))
+        if parts and parts[0].stat().st_size > 0:
+            break
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    state = runs.load_checkpoint(tmp_path / "c.pt")
+    assert (state["w"] == state["step"]).all()
+
+
+def test_an_earlier_run_is_moved_aside(in_tmp):
+    saved(width=16)
+    saved(width=32)
+    saved(width=64)
+    widths = {
+        name: json.loads((in_tmp / "runs" / name / "args.json").read_text())["width"] for name in os.listdir("runs")
+    }
+    assert widths == {"try.1": 16, "try.2": 32, "try": 64}
+
+
+def test_the_log_is_rewound_and_survives_a_cut_line(in_tmp):
+    run = saved(width=8)
+    for step in (1, 2, 3, 4):
+        run.log(step=step)
+    with open(run / "log.jsonl", "a") as file:
+        file.write('{"step": 5, "lo')
+    run.rewind_log(3)
+    assert [record["step"] for record in run.read_log()] == [1, 2, 3]
+
+
+def test_generators_are_functions_of_their_key():
+    def draw(*key):
+        return torch.rand(4, generator=runs.generator("cpu", *key))
+
+    assert torch.equal(draw(0, "noise", 1), draw(0, "noise", 1))
+    others = [draw(0, "noise", 2), draw(1, "noise", 1), draw(0, "order", 1)]
+    assert not any(torch.equal(draw(0, "noise", 1), other) for other in others)
+
+
+def test_the_learning_rate_rises_then_falls():
+    rates = [runs.learning_rate(step, 1000, 1.0, "cosine") for step in range(1000)]
+    assert rates[0] < 0.06 and max(rates) > 0.99 and rates[-1] < 1e-4
+    assert rates.index(max(rates)) == pytest.approx(20, abs=2)
+    assert runs.learning_rate(999, 1000, 0.3, "constant") == 0.3
+
+
+def test_adam_and_set_lr_move_by_the_learning_rate():
+    w = torch.nn.Parameter(torch.zeros(1))
+    optimizer = runs.adam([w], 1.0, torch.device("cpu"))
+    runs.set_lr(optimizer, 0.25)
+    w.sum().backward()
+    optimizer.step()
+    assert w.item() == pytest.approx(-0.25, rel=1e-5)  # Adam's first step is the learning rate
+
+
+RANKS = """
+import torch, torch.nn as nn, runs
+device = runs.start("cpu")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+x = torch.randn(8, 5, generator=runs.generator("cpu", 0, "x"))
+mine = runs.shard(x)
+net(mine).square().mean().backward()
+runs.average_gradients(net.parameters())
+first = runs.main_first(lambda: torch.tensor(3))
+b = torch.tensor([float(runs.rank())]); runs.all_reduce_mean(b)
+stop = runs.Stop(); stop.requested = runs.rank() == 1
+answers = [stop.now(19), stop.now(20)]
+size = runs.world_size()
+if runs.leave_group():
+    flat = torch.cat([p.grad.flatten() for p in net.parameters()])
+    torch.save({"grad": flat, "rows": len(mine), "b": b, "answers": answers, "first": first, "size": size}, "out.pt")
+"""
+
+
+def torchrun(folder, *argv, n=2):
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *map(str, argv)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=env)
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradient_of_one(tmp_path):
+    (tmp_path / "ranks.py").write_text(RANKS)
+    done = torchrun(tmp_path, "ranks.py")
+    assert done.returncode == 0, done.stderr
+    two = torch.load(tmp_path / "out.pt")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "ranks.py"], cwd=tmp_path, check=True, env=env, timeout=120)
+    one = torch.load(tmp_path / "out.pt")
+    assert (two["size"], two["rows"], one["size"], one["rows"]) == (2, 4, 1, 8)
+    torch.testing.assert_close(two["grad"], one["grad"], rtol=1e-6, atol=1e-7)
+    assert two["b"].item() == 0.5 and two["first"] == 3
+    assert two["answers"] == [False, True]  # asked for in one rank, agreed at the 20th step
+
+
+def test_versions_name_the_commit_and_the_machine():
+    found = runs.versions()
+    assert found["torch"] == torch.__version__ and found["machine"]

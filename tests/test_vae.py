@@ -1,0 +1,336 @@
+"""vae.py: the table's layers, the ELBO against closed forms and torch.distributions, resuming bit for bit, bad input.
+
+pytest tests/test_vae.py
+"""
+
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from test_runs import torchrun
+from torch import nn
+from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
+
+import runs
+import vae
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def spell(module):
+    """A layer as the assignment's table writes it."""
+    match module:
+        case nn.ConvTranspose2d():
+            return f"TConv {module.out_channels},{module.kernel_size[0]},{module.stride[0]}"
+        case nn.Conv2d():
+            return f"Conv {module.out_channels},{module.kernel_size[0]},{module.stride[0]}"
+        case nn.Linear():
+            return f"FC {module.out_features}"
+        case nn.BatchNorm1d() | nn.BatchNorm2d():
+            return "BN"
+        case nn.Unflatten():
+            return "Reshape {}x{}x{}".format(*module.unflattened_size[1:], module.unflattened_size[0])
+        case _:
+            return type(module).__name__
+
+
+@pytest.mark.parametrize("z", [128, 64])
+def test_layers_are_the_tables(z):
+    encoder, decoder = vae.Encoder(latent_dim=z), vae.Decoder(latent_dim=z)
+    assert [spell(m) for m in encoder.features] == (
+        "Conv 64,4,2|ReLU|Conv 128,4,2|BN|ReLU|Flatten|FC 1024|BN|ReLU".split("|")
+    )
+    assert spell(encoder.mu) == spell(encoder.logvar) == f"FC {z}"
+    assert [spell(m) for m in decoder.net] == (
+        "FC 1024|BN|ReLU|FC 8192|BN|ReLU|Reshape 8x8x128|TConv 128,4,2|BN|ReLU|"
+        "TConv 64,4,2|BN|ELU|ZeroPad2d|Conv 3,4,1|Sigmoid".split("|")
+    )
+    assert decoder.net[0].in_features == z
+    x = torch.rand(2, 3, 32, 32)
+    shapes = []
+    for layer in encoder.features:
+        x = layer(x)
+        shapes.append(tuple(x.shape[1:]))
+    assert shapes[0] == (64, 16, 16) and shapes[2] == (128, 8, 8)
+    mu, logvar = encoder(torch.rand(2, 3, 32, 32))
+    x_hat = decoder(mu)
+    assert mu.shape == logvar.shape == (2, z)
+    assert x_hat.shape == (2, 3, 32, 32) and x_hat.min() > 0 and x_hat.max() < 1
+
+
+def test_kl_is_that_of_torch_distributions():
+    mu, logvar = torch.randn(7, 5).double(), torch.randn(7, 5).double()
+    q = Independent(Normal(mu, (logvar / 2).exp()), 1)
+    p = Independent(Normal(torch.zeros(5).double(), torch.ones(5).double()), 1)
+    torch.testing.assert_close(vae.kl_to_prior(mu, logvar), kl_divergence(q, p))
+    assert vae.kl_to_prior(torch.zeros(1, 5), torch.zeros(1, 5)).item() == 0
+
+
+def test_nll_is_that_of_torch_distributions():
+    x, x_hat = torch.rand(4, 3, 6, 6).double(), torch.rand(4, 3, 6, 6).double()
+    want = -Independent(Normal(x_hat, 0.3), 3).log_prob(x)
+    torch.testing.assert_close(vae.gaussian_nll(x, x_hat, torch.tensor(0.09).double()), want)
+
+
+def test_the_optimal_variance_is_the_best_on_a_grid_and_its_gradient_may_ignore_it():
+    x, x_hat = torch.rand(4, 3, 6, 6).double(), torch.rand(4, 3, 6, 6).double().requires_grad_()
+    mse = (x - x_hat).square().mean()
+    grid = torch.linspace(0.5, 2, 301).double() * mse.detach()
+    losses = torch.stack([vae.gaussian_nll(x, x_hat, s).mean() for s in grid])
+    best = vae.gaussian_nll(x, x_hat, mse.detach()).mean()
+    assert best <= losses.min() + 1e-12 and abs(grid[losses.argmin()] / mse - 1) < 0.01
+    (through,) = torch.autograd.grad(vae.gaussian_nll(x, x_hat, mse).mean(), x_hat, retain_graph=True)
+    (ignored,) = torch.autograd.grad(best, x_hat)
+    torch.testing.assert_close(through, ignored)
+
+
+def test_the_stored_variance_is_the_trainings_and_is_not_refitted():
+    model = vae.VAE(4)
+    model.train()
+    for mse in (0.5, 0.3, 0.1):
+        assert model.variance(torch.tensor(mse)).item() == pytest.approx(mse)
+    assert model.sigma2.item() == pytest.approx(0.3)  # their mean
+    model.eval()
+    assert model.variance(torch.tensor(9.0)).item() == pytest.approx(0.3)
+    fixed = vae.VAE(4, sigma=0.2).train()
+    assert fixed.variance(torch.tensor(9.0)).item() == pytest.approx(0.04)
+
+
+class LinearGaussian(nn.Module):
+    """x = W z + b + sigma e with orthogonal columns in W, and its exact posterior (or one that is off by an error)."""
+
+    def __init__(self, posterior_error=0.0):
+        super().__init__()
+        self.W = torch.linalg.qr(torch.randn(12, 3).double())[0] * torch.tensor([2.0, 1.0, 0.5])
+        self.b, self.sigma2 = torch.randn(12).double(), torch.tensor(0.3).double()
+        self.error = posterior_error
+
+    def encoder(self, x):
+        precision = (self.W.square().sum(0) + self.sigma2) / self.sigma2
+        mu = (x.flatten(1) - self.b) @ self.W / self.sigma2 / precision
+        return mu + self.error, (-precision.log()).expand_as(mu)
+
+    def decoder(self, z):
+        return (z @ self.W.T + self.b).view(-1, 3, 2, 2)
+
+    def variance(self, mse):
+        return self.sigma2
+
+
+@pytest.mark.parametrize("error", [0.0, 0.2])
+def test_the_elbo_is_at_most_the_log_likelihood_and_equal_at_the_posterior(error):
+    model = LinearGaussian(error)
+    x = torch.randn(5, 3, 2, 2).double()
+    covariance = model.W @ model.W.T + model.sigma2 * torch.eye(12)
+    log_likelihood = MultivariateNormal(model.b, covariance).log_prob(x.flatten(1))
+    nll, kl = torch.zeros(5).double(), torch.zeros(5).double()
+    n = 4000
+    eps = torch.randn(n, 5, 3, generator=torch.Generator().manual_seed(0)).double()
+    for e in eps:
+        terms = vae.elbo_terms(model, x, e)
+        nll, kl = nll + terms[0] / n, terms[1]
+    if error == 0:  # up to the noise of 4,000 draws
+        torch.testing.assert_close(-nll - kl, log_likelihood, atol=0.06, rtol=0)
+    else:
+        assert (-nll - kl < log_likelihood - 0.05).all()
+
+
+def test_bits_per_dim_of_known_densities():
+    assert vae.bits_per_dim(0.0, 3072) == 8  # uniform on [0, 1]: any of 256 levels
+    assert vae.bits_per_dim(3072 * math.log(256), 3072) == pytest.approx(0)  # all mass in one level
+    assert vae.bits_per_dim(10 * math.log(2), 10) == 7  # uniform on half of the levels
+
+
+def test_evaluate_knows_a_known_density():
+    """A decoder that ignores z around mid-grey, on uniform noise: every number has a closed form."""
+    model = vae.VAE(4, sigma=0.5)
+    for parameter in model.parameters():
+        nn.init.zeros_(parameter)
+    images = torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    found = vae.evaluate(model, images, seed=0)
+    elbo = -3072 * (0.5 * math.log(2 * math.pi * 0.25) + (1 / 12) / (2 * 0.25))  # E (u - 1/2)^2 = 1/12
+    assert found["elbo_nats"] == pytest.approx(elbo, rel=1e-3)
+    assert found["bits_per_dim"] == pytest.approx(8 - elbo / 3072 / math.log(2), rel=1e-3)
+    assert found["mse"] == pytest.approx((images.double() / 255 - 0.5).square().mean().item(), rel=1e-5)
+    assert found["kl"] == 0 and found["active_units"] == 0
+
+
+def test_active_units_are_those_whose_mean_varies(monkeypatch):
+    model = vae.VAE(4)
+    monkeypatch.setattr(
+        model.encoder, "forward", lambda x: (x[:, 0, 0, :4] * torch.tensor([1.0, 0.5, 0.01, 0]), x[:, 0, 0, :4])
+    )
+    images = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
+    assert vae.evaluate(model, images, seed=0)["active_units"] == 2
+
+
+def test_expost_latents_have_the_codes_mean_and_covariance(monkeypatch):
+    scale = torch.tensor([[1.0, 0.0], [2.0, 0.5]])
+    codes = torch.randn(20_000, 2) @ scale.T + torch.tensor([3.0, -1.0])
+    monkeypatch.setattr(vae, "encode", lambda *args: codes)
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    z = vae.draw_latents(vae.VAE(2), 20_000, "expost", images, seed=0)
+    torch.testing.assert_close(z.mean(0), codes.mean(0), atol=0.06, rtol=0)
+    torch.testing.assert_close(torch.cov(z.T), torch.cov(codes.T), atol=0.15, rtol=0)
+    z = vae.draw_latents(vae.VAE(2), 20_000, "normal", images, seed=0)
+    torch.testing.assert_close(torch.cov(z.T), torch.eye(2), atol=0.05, rtol=0)
+
+
+# --- whole runs on 60 small images --------------------------------------------------------------------------------
+
+QUICK = "--device cpu --latent-dim 4 --batch-size 30 --log-every 1".split()
+
+
+def train(image_folder, *argv):
+    vae.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
+
+
+def weights(name):
+    return runs.load_checkpoint(Path("runs", name, "checkpoint.pt"))
+
+
+def equal(a, b):
+    """Two checkpoints' weights, optimiser and step are the same, bit for bit."""
+    same = a["step"] == b["step"] and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    moments = [(s[k], b["optimizer"]["state"][i][k]) for i, s in a["optimizer"]["state"].items() for k in s]
+    return same and all(torch.equal(x, y) for x, y in moments)
+
+
+def losses(name):
+    return [r["loss"] for r in map(json.loads, Path("runs", name, "log.jsonl").read_text().splitlines()) if "loss" in r]
+
+
+def interrupt_after(patch, steps):
+    """Press Ctrl-C, as the signal that it is, once `steps` updates are done."""
+    original, count = vae.make_step, 0
+
+    def make_step(*args):
+        update = original(*args)
+
+        def counted(*inputs):
+            nonlocal count
+            count += 1
+            if count == steps:
+                os.kill(os.getpid(), signal.SIGINT)
+            return update(*inputs)
+
+        return counted
+
+    patch.setattr(vae, "make_step", make_step)
+
+
+def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
+    train(image_folder, "--name", "whole", "--epochs", 2)
+    expected = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "reconstructions.png"}
+    assert expected | {"samples-normal.png", "samples-expost.png"} == set(os.listdir("runs/whole"))
+    metrics = json.loads(Path("runs/whole/metrics.json").read_text())
+    assert {"elbo_nats", "bits_per_dim", "mse", "kl", "active_units", "seconds", "images_per_second"} <= set(metrics)
+    table = capsys.readouterr().out
+    assert f"{metrics['elbo_nats']:.4f}" in table and "curves.png" in table
+
+    train(image_folder, "--name", "again", "--epochs", 2)
+    assert equal(weights("whole"), weights("again")) and losses("whole") == losses("again")
+    train(image_folder, "--name", "other", "--epochs", 1, "--seed", 1)
+    assert losses("other")[0] != losses("whole")[0]
+
+    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="--name broken --resume"):
+        interrupt_after(patch, 3)  # in the middle of the second epoch
+        train(image_folder, "--name", "broken", "--epochs", 2)
+    assert weights("broken")["step"] == 3
+    vae.main(["--name", "broken", "--resume"])
+    assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
+
+    before = json.loads(Path("runs/broken/metrics.json").read_text())
+    vae.main(["--name", "broken", "--eval-only"])
+    after = json.loads(Path("runs/broken/metrics.json").read_text())
+    assert after["elbo_nats"] == before["elbo_nats"] == metrics["elbo_nats"]
+    vae.main(["--name", "broken", "--sample", "3"])
+    assert len(os.listdir("runs/broken/samples-normal")) == 3
+
+
+@pytest.mark.slow
+def test_overfits_32_images(in_tmp, shapes_dir):
+    flags = "--data shapes --limit 32 --batch-size 32 --epochs 110 --latent-dim 32 --save-every 110".split()
+    vae.main([*flags, "--data-dir", str(shapes_dir), "--device", "cpu", "--holdout", "100"])
+    last = [r for r in runs.Run(vae.parse_args(["--resume"]), "vae.py").read_log() if "loss" in r][-1]
+    first_images, _ = vae.data.load("shapes", shapes_dir, "train")
+    variance = (first_images[:32] / 255).var(0).mean().item()
+    assert last["mse"] < 0.15 * variance  # a decoder that ignores z leaves all of the variance
+
+
+@pytest.mark.slow
+def test_training_under_torchrun_writes_one_run(tmp_path, image_folder):
+    flags = ["--data", image_folder, *QUICK, "--epochs", 1]
+    done = torchrun(tmp_path, ROOT / "vae.py", *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bits_per_dim") == 1
+    state = runs.load_checkpoint(tmp_path / "runs/vae/checkpoint.pt")
+    assert state["step"] == 2  # 60 images in global batches of 30
+    done = torchrun(tmp_path, ROOT / "vae.py", *flags, "--batch-size", 31)
+    assert "does not divide among 2 processes" in done.stderr and "vae.py: --batch-size" in done.stderr
+
+
+def test_ctrl_c_at_the_terminal_saves_and_says_how_to_go_on(tmp_path, image_folder):
+    words = [sys.executable, str(ROOT / "vae.py"), "--data", str(image_folder), *QUICK, "--epochs", "100000"]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "runs/vae/log.jsonl"
+    deadline = time.time() + 120
+    while not log.exists() and time.time() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130 and "Traceback" not in err
+    step = int(re.search(r"stopped at step (\d+) of", err).group(1))
+    assert "python vae.py --name vae --resume" in err
+    assert runs.load_checkpoint(tmp_path / "runs/vae/checkpoint.pt")["step"] == step > 0
+
+
+def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
+    def says(*argv):
+        return refused(vae.main, *argv)
+
+    assert "out of range" in says("--epochs", -1)
+    assert "--device warp" in says("--device", "warp")
+    assert "neither cifar10, shapes nor a folder" in says("--data", "nowhere")
+    assert "'blue' is not a number" in says("--sigma", "blue")
+    assert "do not fill a batch" in says("--data", image_folder, "--batch-size", 61)
+    assert "leaves nothing" in says("--data", image_folder, "--holdout", 60)
+    assert "there is no checkpoint" in says("--resume")
+    assert "there is no checkpoint" in says("--sample", 5)
+    assert "unrecognized arguments" in says("--latent", 5)
+    assert not Path("runs").exists()  # nothing half-made is left
+    train(image_folder, "--epochs", 1)
+    good = weights("vae")
+    assert "made with --latent-dim 4, not 8" in says("--resume", "--latent-dim", 8)
+    good["model"]["encoder.mu.weight"] = torch.zeros(2, 2)
+    runs.save_checkpoint("runs/vae/checkpoint.pt", good)
+    assert "another architecture" in says("--eval-only")
+
+
+@pytest.mark.parametrize("log_every", [1, 1000])
+def test_a_diverging_run_says_what_to_change_and_saves_no_nonsense(in_tmp, image_folder, refused, log_every):
+    flags = ["--data", image_folder, *QUICK, "--lr", 1e8, "--epochs", 4, "--log-every", log_every]
+    assert "lower --lr" in refused(vae.main, *flags)
+    if Path("runs/vae/checkpoint.pt").exists():
+        assert all(tensor.isfinite().all() for tensor in weights("vae")["model"].values())
+
+
+def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(in_tmp, image_folder, refused, monkeypatch):
+    train(image_folder, "--epochs", 1)
+    before = weights("vae")
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs.os, "fsync", full)
+        assert "No space left on device" in refused(vae.main, "--resume", "--epochs", 2)
+    assert equal(before, weights("vae"))
