@@ -144,7 +144,7 @@ def cached_statistics(images, extractor, folder, label, batch_size=None, progres
 def read_stats(path):
     """An .npz of pytorch-fid or of `write_stats` -> mu, sigma, n or None, recipe or None. Raises UserError."""
     try:
-        with np.load(path) as file:
+        with open(path, "rb") as raw, np.load(raw) as file:  # np.load alone leaves a damaged file open
             mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
             n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
     except KeyError:
@@ -332,8 +332,8 @@ def compare(texts, sides, extractor, args, limit=None):
     return result
 
 
-def main():
-    args = parse_args()
+def main(argv=None):
+    args = parse_args(argv)
     device = runs.start(args.device)
     texts = [args.first] if args.save_stats else [args.first, args.second]
     sides = [find_side(text) for text in texts]

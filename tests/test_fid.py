@@ -1,0 +1,551 @@
+"""fid.py and extractors.py against pytorch-fid itself, known answers, and every kind of bad input.
+
+pytest tests/test_fid.py
+
+The official weights are not needed: the network has seeded random weights whose batch norm is calibrated on images
+(benchmarks/fid.py), and pytorch-fid gets the same. What needs no Inception uses a tiny exported network.
+"""
+
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+import urllib.error
+import zlib
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+import data
+import extractors
+import fid
+from benchmarks.fid import calibrated_weights, pytorch_fid
+from runs import UserError
+
+ROOT = Path(fid.__file__).parent
+SCIPY = pytest.mark.filterwarnings("ignore:.*disp:DeprecationWarning")  # of sqrtm, which pytorch-fid calls
+IMAGES = torch.from_numpy(data.make_shapes(96, seed=3))
+
+
+class Tiny(torch.nn.Module):
+    """uint8 (B, 3, H, W) -> (B, 12)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 12, kernel_size=5, stride=2)
+
+    def forward(self, x):
+        return torch.relu(self.conv(x.float() / 255)).mean((2, 3))
+
+
+def export(path, module, batch=None):
+    dynamic = None if batch else ({0: torch.export.Dim("B")},)
+    example = torch.zeros(batch or 4, 3, 32, 32, dtype=torch.uint8)
+    torch.export.save(torch.export.export(module.eval(), (example,), dynamic_shapes=dynamic), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    torch.manual_seed(0)
+    return export(tmp_path_factory.mktemp("features") / "tiny.pt2", Tiny())
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "random.pth"
+    calibrated_weights(path, IMAGES[:16].float() / 255)
+    return path
+
+
+@pytest.fixture(scope="session")
+def inception(weights):
+    return fid.load_extractor(weights)
+
+
+@pytest.fixture(scope="session")
+def theirs(weights):
+    return pytorch_fid(weights)
+
+
+def write(folder, images, blur=0.0, mixed=False):
+    """uint8 images -> files; mixed: PNG and JPEG of four sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+        image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
+        if mixed:
+            image = image.resize([(32, 32), (48, 40), (311, 300), (64, 64)][i % 4], Image.Resampling.BICUBIC)
+        image.save(folder / f"{i:03d}.{'jpg' if mixed and i % 3 == 0 else 'png'}")
+    return folder
+
+
+@pytest.fixture
+def two(tmp_path):
+    return write(tmp_path / "real", IMAGES[:20]), write(tmp_path / "fake", IMAGES[20:45], blur=1.0)
+
+
+def run(capsys, *argv):
+    """fid.py's own JSON, and what it said beside."""
+    fid.main([*map(str, argv), "--json"])
+    out, err = capsys.readouterr()
+    return json.loads(out), err
+
+
+def gaussians(dims, n, seed=0):
+    """Two sets of n correlated feature vectors, not negative and not centred, as Inception's are."""
+    g = np.random.default_rng(seed)
+    mix = g.normal(size=(dims, dims)) * np.logspace(0, -2, dims) / math.sqrt(dims)
+    return [np.maximum(g.normal(size=(n, dims)) @ mix + 0.3 + 0.05 * i, 0) * (1 + 0.1 * i) for i in range(2)]
+
+
+def moments(x):
+    return x.mean(0), np.cov(x, rowvar=False)
+
+
+# --- against pytorch-fid ------------------------------------------------------------------------------------------
+
+
+def test_features_of_mixed_files_are_pytorch_fids(tmp_path, inception, theirs):
+    """Mean, covariance and distance on PNG and JPEG of four sizes: measured 1e-6, stated 1e-4."""
+    folders = [write(tmp_path / name, part, mixed=True) for name, part in (("a", IMAGES[:8]), ("b", IMAGES[20:28]))]
+    want = [theirs.statistics(folder, batch_size=1) for folder in folders]
+    got = []
+    for folder, (mu, sigma) in zip(folders, want, strict=True):
+        side = fid.find_side(str(folder))
+        got.append(fid.statistics(fid.read_images(side[1], 5, fid.Counter()), inception))
+        assert np.abs(got[-1][0].numpy() - mu).max() < 1e-4 * np.abs(mu).max()
+        assert np.abs(got[-1][1].numpy() - sigma).max() < 1e-4 * np.abs(sigma).max()
+    ours = fid.frechet_distance(*got[0][:2], *got[1][:2])
+    assert ours > 1 and ours == pytest.approx(fid.frechet_distance(*want[0], *want[1]), rel=1e-4)
+
+
+@SCIPY
+@pytest.mark.slow
+def test_the_whole_number_is_pytorch_fids(tmp_path, weights, theirs, capsys):
+    folders = write(tmp_path / "a", IMAGES[:40]), write(tmp_path / "b", IMAGES[40:80], blur=1.0)
+    result, _ = run(capsys, *folders, "--weights", weights)
+    assert result["fd"] == pytest.approx(theirs.distance(*folders), rel=1e-4)
+
+
+@SCIPY
+@pytest.mark.parametrize("n", [400, 40])
+def test_distance_is_pytorch_fids(n, theirs):
+    """n = 400 vectors of 96 dimensions have covariances of full rank, n = 40 have not."""
+    x, y = gaussians(96, n)
+    want = theirs.frechet(*moments(x), *moments(y))
+    assert fid.frechet_distance(*moments(x), *moments(y)) == pytest.approx(want, rel=1e-8 if n > 96 else 1e-5)
+    one_sided = theirs.frechet(*moments(x), *moments(gaussians(96, 400)[1]))
+    assert fid.frechet_distance(*moments(x), *moments(gaussians(96, 400)[1])) == pytest.approx(one_sided, rel=1e-5)
+
+
+def test_statistics_files_serve_both_ways(tmp_path, tiny, theirs, two, capsys):
+    assert theirs.suffixes == {suffix[1:] for suffix in fid.SUFFIXES}
+    ours, other = tmp_path / "ours.npz", tmp_path / "theirs.npz"
+    fid.main(["--save-stats", str(two[0]), str(ours), "--features", str(tiny)])
+    assert "Frechet distance (features" in capsys.readouterr().out
+    mu, sigma = theirs.statistics(ours)
+    np.savez_compressed(other, mu=mu, sigma=sigma)
+    want, _ = run(capsys, *two, "--features", tiny)
+    for file in (ours, other):
+        result, err = run(capsys, file, two[1], "--features", tiny)
+        assert result["fd"] == want["fd"] and ("does not say" in err) == (file is other)
+    result, _ = run(capsys, ours, other)  # no network, no weights
+    assert result["fd"] == pytest.approx(0, abs=1e-12) and result["n"] == [20, None]
+
+
+def test_alpha_gray_and_palette_are_converted_as_pytorch_fid_does_with_a_word(tmp_path, tiny, theirs, capsys):
+    folder, image = tmp_path / "images", Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy())
+    folder.mkdir()
+    for mode in ("RGB", "L", "LA", "RGBA", "P", "1", "CMYK"):
+        changed = image.convert(mode)
+        if mode in ("RGBA", "LA"):
+            changed.putalpha(image.convert("L"))
+        changed.save(folder / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}")
+    files = fid.find_side(str(folder))[1]
+    want = theirs.read(files)
+    assert all((fid.read_image(file)[1] == pixels).all() for file, pixels in zip(files, want, strict=True))
+    _, err = run(capsys, folder, folder, "--features", tiny)
+    assert "converted to RGB" in err and "1 of mode RGBA" in err and "1 of mode L," in err
+
+
+# --- known answers ------------------------------------------------------------------------------------------------
+
+
+def test_two_gaussians_have_the_closed_form():
+    mu1, mu2, s1, s2 = (torch.tensor(v, dtype=torch.float64) for v in ([0, 1, 2], [1, 1, 0], [1, 4, 9], [4, 4, 1]))
+    turn = torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
+    got = fid.frechet_distance(mu1, turn @ s1.diag() @ turn.T, mu2, turn @ s2.diag() @ turn.T)
+    assert got == pytest.approx(5 + 1 + 0 + 4, rel=1e-12)  # |mu1 - mu2|^2 + sum (sqrt s1 - sqrt s2)^2
+    assert fid.frechet_distance([1.0], [[4.0]], [3.0], [[9.0]]) == pytest.approx(4 + 1, rel=1e-12)
+
+
+@pytest.mark.parametrize("n", [300, 97, 96, 50, 2])
+def test_equal_sets_are_at_zero(n):
+    x, y = gaussians(96, n)
+    mu, sigma = moments(x)
+    assert abs(fid.frechet_distance(mu, sigma, mu, sigma)) < 1e-9 * np.trace(sigma)
+    mu2, sigma2 = moments(y)
+    shifted = fid.frechet_distance(mu, sigma, mu + 2, sigma)
+    assert shifted == pytest.approx(4 * 96, rel=1e-9)
+    there, back = fid.frechet_distance(mu, sigma, mu2, sigma2), fid.frechet_distance(mu2, sigma2, mu, sigma)
+    assert there == pytest.approx(back, rel=1e-9)
+
+
+def test_constant_features_have_a_distance():
+    zero = np.zeros((5, 5))
+    assert fid.frechet_distance(np.zeros(5), zero, np.ones(5), zero) == 5
+    assert fid.frechet_distance(np.zeros(5), zero, np.ones(5), np.eye(5)) == pytest.approx(10)
+
+
+def test_statistics_are_numpys_also_far_from_zero():
+    """Features with a mean 1e6 times their spread: 1e-9 of the covariance, where sums about zero lose all of it."""
+
+    class Far:
+        device, fast, name, recipe = torch.device("cpu"), None, "far", "far"
+
+        def __call__(self, groups):
+            return torch.cat(groups).double()[:, :, 0, :4].mean(1) / 255 + 1e6
+
+    images = torch.randint(0, 256, (300, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mu, sigma, n = fid.statistics(images, Far(), batch_size=7)
+    x = (images.double()[:, :, 0].mean(1) / 255).numpy()
+    assert n == 300 and mu.numpy() == pytest.approx(x.mean(0) + 1e6, rel=1e-15)
+    assert sigma.numpy() == pytest.approx(np.cov(x, rowvar=False), rel=1e-7, abs=1e-9)
+
+
+def test_the_number_depends_on_neither_batch_size_nor_order_nor_form(tiny, tmp_path):
+    """1e-6 of the number, since float32 sums in another order; folders, tensors and iterators of batches agree."""
+    extractor = fid.load_extractor(features=tiny)
+    other = fid.statistics(IMAGES[60:], extractor)
+    folder = write(tmp_path / "images", IMAGES[:60])
+    images, shuffled = IMAGES[:60], IMAGES[:60][torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    files = fid.find_side(str(folder))[1]
+    forms = [fid.statistics(images, extractor, size) for size in (1, 7, 60, 100)]
+    forms += [fid.statistics(shuffled, extractor), fid.statistics(iter(images.split(11)), extractor)]
+    for workers in (1, 2, 5):
+        with mock.patch("os.cpu_count", lambda workers=workers: workers):
+            forms.append(fid.statistics(fid.read_images(files, 13, fid.Counter()), extractor))
+    values = [fid.frechet_distance(*form[:2], *other[:2]) for form in forms]
+    assert all(form[2] == 60 for form in forms) and values[0] > 1e-4
+    assert values == pytest.approx([values[0]] * len(values), rel=1e-6)
+
+
+def test_inception_does_not_depend_on_batch_size(inception):
+    values = []
+    for size in (3, 8):
+        a, b = (fid.statistics(part, inception, size) for part in (IMAGES[:8], IMAGES[20:28]))
+        values.append(fid.frechet_distance(*a[:2], *b[:2]))
+    assert values[0] == pytest.approx(values[1], rel=1e-5)
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_same_number(tiny, two, tmp_path, capsys):
+    want, _ = run(capsys, *two, "--features", tiny, "--kid")
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "fid.py")]
+    words = [*torchrun, *map(str, two), "--features", str(tiny), "--kid", "--json", "--device", "cpu"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    got = json.loads(done.stdout)
+    assert got["fd"] == pytest.approx(want["fd"], rel=1e-6) and got["n"] == want["n"]
+    assert math.isfinite(got["kid"])
+
+
+def test_kernel_distance_is_its_definition():
+    x, y = (torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) + i for i in range(2))
+
+    def k(a, b):
+        return (float(a.double() @ b.double()) / 3 + 1) ** 3
+
+    with mock.patch.object(torch, "randperm", lambda n, generator: torch.arange(n)):
+        got, error = fid.kernel_distance(x, y)
+    want = []
+    for i in (0, 2):  # two subsets of two
+        (a, b), (c, d) = x[i : i + 2], y[i : i + 2]
+        want.append(k(a, b) + k(c, d) - (k(a, c) + k(a, d) + k(b, c) + k(b, d)) / 2)
+    assert got == pytest.approx(sum(want) / 2) and error == pytest.approx(abs(want[0] - want[1]) / 2)
+
+
+def test_kernel_distance_is_unbiased_and_its_error_is_honest():
+    """Equal distributions: the mean over 200 pairs of sets is 0 within its error, and the reported error fits."""
+    results = []
+    for i in range(200):
+        g = torch.Generator().manual_seed(i)
+        results.append(fid.kernel_distance(torch.rand(200, 8, generator=g), torch.rand(200, 8, generator=g), seed=i))
+    values, errors = torch.tensor(results).T
+    assert abs(values.mean()) < 3 * values.std() / math.sqrt(200)
+    assert errors.square().mean().sqrt() == pytest.approx(values.std(), rel=0.25)
+    g = torch.Generator().manual_seed(0)
+    value, error = fid.kernel_distance(torch.rand(2000, 8, generator=g), torch.rand(2000, 8, generator=g) + 0.1)
+    assert value > 10 * error
+
+
+# --- the network and its weights ----------------------------------------------------------------------------------
+
+
+def test_official_weights_are_found_in_order_and_verified(weights, tmp_path, monkeypatch, capsys):
+    """--weights, then $FID_WEIGHTS, then torch hub's cache; the name FID belongs to the official bytes alone."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("FID_WEIGHTS", "from-env.pth")
+    assert extractors.find_weights("given.pth") == Path("given.pth")
+    assert extractors.find_weights() == Path("from-env.pth")
+    monkeypatch.delenv("FID_WEIGHTS")
+    cached = tmp_path / "hub" / "checkpoints" / extractors.WEIGHTS
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(weights.read_bytes())
+    assert extractors.find_weights() == cached
+    with pytest.raises(UserError, match=f"{extractors.WEIGHTS} is damaged.*95,628,359"):
+        fid.load_extractor()
+    sha256 = extractors.read_file(weights, "")[1]
+    monkeypatch.setattr(extractors, "WEIGHTS_SHA256", sha256)
+    extractor = fid.load_extractor()
+    assert extractor.name == "FID (pytorch-fid Inception, float32)" and extractor.key == "fid"
+    assert "not an FID" not in capsys.readouterr().err
+
+
+def test_other_weights_are_no_fid(inception, weights, capsys):
+    assert "FID" not in inception.name and inception.key == "fd" and inception.dims == 2048
+    extractors.Inception(weights, torch.device("cpu"))
+    assert "not the official weights" in capsys.readouterr().err.replace("does not hold the", "not the")
+
+
+def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch, refused, two):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("FID_WEIGHTS", raising=False)
+
+    def offline(url, path, sha256):
+        assert url.endswith(extractors.WEIGHTS) and sha256 == extractors.WEIGHTS_SHA256
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    message = refused(fid.main, *two)
+    assert extractors.WEIGHTS in message and "95,628,359" in message and str(tmp_path) in message
+
+
+def test_wrong_weights_are_refused(tmp_path, two, refused, monkeypatch):
+    for name, content in (("text.pth", b"no weights"), ("empty.pth", b"")):
+        (tmp_path / name).write_bytes(content)
+    torch.save({"fc.weight": torch.zeros(3)}, tmp_path / "other.pth")
+    torch.save([1, 2], tmp_path / "list.pth")
+    for name in ("text.pth", "empty.pth", "other.pth", "list.pth"):
+        with pytest.raises(UserError, match=f"{name} does not hold weights"):
+            fid.load_extractor(tmp_path / name)
+    assert "missing.pth" in refused(fid.main, *two, "--weights", tmp_path / "missing.pth")
+    monkeypatch.setattr(Path, "read_bytes", mock.Mock(side_effect=PermissionError(13, "Permission denied")))
+    assert "other.pth: Permission denied" in refused(fid.main, *two, "--weights", tmp_path / "other.pth")
+
+
+@pytest.mark.slow
+def test_fast_mode_says_what_it_costs(tmp_path, weights, capsys):
+    folders = write(tmp_path / "a", IMAGES[:6]), write(tmp_path / "b", IMAGES[20:26], blur=1.0)
+    result, err = run(capsys, *folders, "--weights", weights, "--fast", "bf16")
+    assert "bf16" in result["name"] and "--fast bf16 gives" in err
+    assert result["checked_fast"] != result["checked_reference"]
+    assert result["checked_fast"] == pytest.approx(result["checked_reference"], rel=0.1)
+
+
+def test_precision_is_set_for_the_network_and_put_back():
+    conv = torch.backends.cudnn.conv
+    before = conv.fp32_precision
+    with fid.precision("tf32"):
+        assert conv.fp32_precision == "tf32"
+        with fid.precision(None):
+            assert conv.fp32_precision == "ieee"
+    assert conv.fp32_precision == before
+
+
+def test_exported_programs_of_any_and_of_fixed_batch_agree(tmp_path, tiny):
+    torch.manual_seed(0)
+    fixed = fid.load_extractor(features=export(tmp_path / "fixed.pt2", Tiny(), batch=8))
+    values = [
+        fid.statistics(IMAGES[:21], e, size)[1] for e in (fid.load_extractor(features=tiny), fixed) for size in (5, 20)
+    ]
+    assert all(torch.allclose(value, values[0], rtol=1e-5, atol=1e-9) for value in values)
+    assert "fixed.pt2" in fixed.name and "FID" not in fixed.name + fixed.recipe
+
+
+def test_unfit_programs_are_refused(tmp_path, tiny, two, refused):
+    (tmp_path / "text.pt2").write_text("no program")
+    assert "text.pt2 is no program of torch.export" in refused(fid.main, *two, "--features", tmp_path / "text.pt2")
+    assert "gone.pt2" in refused(fid.main, *two, "--features", tmp_path / "gone.pt2")
+    flat = export(tmp_path / "flat.pt2", torch.nn.Sequential(torch.nn.Identity()))
+    assert "4-dimensional" in refused(fid.main, *two, "--features", flat)
+    write(two[0], torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
+    assert "40x40" in refused(fid.main, *two, "--features", tiny)
+    assert "leave" in refused(fid.main, *two, "--features", tiny, "--fast", "bf16")
+    assert "CUDA" in refused(fid.main, *two, "--fast", "tf32", "--device", "cpu")
+
+
+class Poisoned(torch.nn.Module):
+    def forward(self, x):
+        return torch.log(x.float().mean((2, 3)) - 300)
+
+
+def test_features_that_are_not_finite_are_refused(tmp_path, two, refused):
+    message = refused(fid.main, *two, "--features", export(tmp_path / "nan.pt2", Poisoned()))
+    assert "nan.pt2" in message and "not finite" in message and str(two[0]) in message
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+def png16(path):
+    """A 16-bit RGB image, which Pillow reads but cannot write."""
+
+    def chunk(kind, body):
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+def bad_image(kind, folder):
+    path = folder / "500.png"
+    if kind == "truncated":
+        path.write_bytes((folder / "000.png").read_bytes()[:-400])
+    elif kind == "text":
+        path.write_text("not an image")
+    elif kind == "16-bit gray":
+        Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(path)
+    elif kind == "16-bit colour":
+        png16(path)
+    elif kind == "float":
+        path = folder / "500.tif"
+        Image.fromarray(np.ones((8, 8), np.float32)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["truncated", "text", "16-bit gray", "16-bit colour", "float"])
+def test_a_bad_image_is_named(kind, two, tiny, refused):
+    path = bad_image(kind, two[0])
+    message = refused(fid.main, *two, "--features", tiny)
+    assert str(path) in message
+    assert ("8 bits" in message) == (kind in ("16-bit gray", "16-bit colour", "float"))
+
+
+def test_an_unreadable_image_or_folder_is_named(two, tiny, refused, monkeypatch):
+    denied = mock.Mock(side_effect=PermissionError(13, "Permission denied", "secret"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", denied)
+        message = refused(fid.main, *two, "--features", tiny)
+        assert "000.png" in message and "Permission denied" in message
+    (two[0] / "inner").mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "scandir", denied)
+        assert "cannot read secret: Permission denied" in refused(fid.main, *two, "--features", tiny)
+
+
+def test_folders_without_two_images_are_refused(tmp_path, two, tiny, refused):
+    empty, others, single = tmp_path / "empty", tmp_path / "others", tmp_path / "single"
+    for folder in (empty, others, single):
+        folder.mkdir()
+    (others / "notes.txt").write_text("hello")
+    (others / "a.npy").write_text("hello")
+    write(single, IMAGES[:1])
+    assert "it is empty" in refused(fid.main, empty, two[0], "--features", tiny)
+    assert "only .npy, .txt" in refused(fid.main, two[0], others, "--features", tiny)
+    assert "only one image" in refused(fid.main, two[0], single, "--features", tiny)
+    assert "gone does not exist" in refused(fid.main, tmp_path / "gone", two[0], "--features", tiny)
+    assert "notes.txt is a file" in refused(fid.main, others / "notes.txt", two[0], "--features", tiny)
+    assert "cifar10:test" in refused(fid.main, "cifar10:valid", two[0], "--features", tiny)
+    with pytest.raises(UserError, match="only one image"):
+        fid.statistics(IMAGES[:1], fid.load_extractor(features=tiny))
+    with pytest.raises(ValueError, match="uint8"):
+        fid.statistics(IMAGES[:2].float(), fid.load_extractor(features=tiny))
+
+
+def test_unfit_statistics_are_refused(tmp_path, two, tiny, refused, capsys):
+    good = dict(mu=np.zeros(12), sigma=np.eye(12))
+    files = {
+        "keys": dict(mean=np.zeros(12)),
+        "shape": dict(mu=np.zeros(12), sigma=np.eye(11)),
+        "nan": good | dict(mu=np.full(12, np.nan)),
+        "dims": dict(mu=np.zeros(7), sigma=np.eye(7)),
+        "recipe": good | dict(n=10, recipe="something else"),
+        "words": dict(mu=np.array(["a"] * 12), sigma=np.eye(12)),
+    }
+    for name, arrays in files.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    (tmp_path / "text.npz").write_text("not a zip")
+    (tmp_path / "short.npz").write_bytes((tmp_path / "dims.npz").read_bytes()[:200])
+    reasons = dict(keys="has no 'mu'", shape="not a finite vector", nan="not a finite vector", text="not a readable")
+    for name, reason in (reasons | dict(recipe="another recipe", short="not a readable", words="not a")).items():
+        message = refused(fid.main, tmp_path / f"{name}.npz", two[1], "--features", tiny)
+        assert f"{name}.npz" in message and reason in message
+    with pytest.raises(UserError, match="7 dimensions and .*12"):
+        fid.main([str(tmp_path / "dims.npz"), str(two[1]), "--features", str(tiny)])
+    capsys.readouterr()
+    assert "give the folder" in refused(fid.main, tmp_path / "dims.npz", two[1], "--kid", "--features", tiny)
+    assert "not there yet" in refused(fid.main, "--save-stats", two[1], tmp_path / "dims.npz", "--features", tiny)
+    assert "ends in .npz" in refused(fid.main, "--save-stats", two[1], tmp_path / "stats", "--features", tiny)
+
+
+def test_statistics_of_other_dimensions_are_refused_before_images_are_read(tmp_path, weights, two):
+    np.savez(tmp_path / "dims.npz", mu=np.zeros(7), sigma=np.eye(7))
+    with pytest.raises(UserError, match="dims.npz has 7 dimensions, not 2048"):
+        fid.main([str(two[0]), str(tmp_path / "dims.npz"), "--weights", str(weights)])
+
+
+def test_folders_are_searched_through_in_any_case_of_suffix(tmp_path, two, tiny, capsys):
+    deep = tmp_path / "tree" / "a" / "b"
+    deep.mkdir(parents=True)
+    for i, file in enumerate(sorted(two[0].iterdir())):
+        file.rename((deep if i % 2 else tmp_path / "tree") / f"{i:03d}.{['PNG', 'png', 'Png'][i % 3]}")
+    (deep / "notes.txt").write_text("beside images, other files are passed over")
+    result, _ = run(capsys, tmp_path / "tree", two[1], "--features", tiny)
+    assert result["n"] == [20, 25]
+
+
+def test_the_same_path_twice_gives_zero_with_a_word(two, tiny, capsys):
+    result, err = run(capsys, two[0], f"{two[0]}/", "--features", tiny, "--kid")
+    assert "same" in err and result["fd"] == pytest.approx(0, abs=1e-12) and result["kid"] == 0
+
+
+def test_few_images_are_warned_about(two, tiny, capsys, tmp_path):
+    few = write(tmp_path / "few", IMAGES[:12])
+    _, err = run(capsys, few, two[0], "--features", tiny)
+    assert "few has 12 images" in err and "real has" not in err
+
+
+def test_named_sets_are_cached_by_images_and_recipe(tmp_path, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, *_: (IMAGES[:40] if name == "shapes" else IMAGES[40:], None))
+    argv = ("shapes:test", "cifar10:test", "--data-dir", tmp_path / "data", "--features", tiny)
+    first, _ = run(capsys, *argv)
+    names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "data" / "fid_stats").iterdir())
+    assert names == ["cifar10-test", "shapes-test"]
+    with mock.patch.object(extractors.Exported, "__call__", side_effect=AssertionError("not from the cache")):
+        assert run(capsys, *argv)[0]["fd"] == first["fd"]
+        torch.manual_seed(1)
+        other = export(tmp_path / "other.pt2", Tiny())
+        with pytest.raises(AssertionError, match="not from the cache"):
+            run(capsys, *argv[:-1], other)
+    for path in (tmp_path / "data" / "fid_stats").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    assert run(capsys, *argv)[0]["fd"] == pytest.approx(first["fd"], rel=1e-12)
+
+
+def test_the_real_cifar10_serves_by_name(cifar_dir, tmp_path, tiny, two, capsys):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "cifar-10-batches-py").symlink_to(cifar_dir / "cifar-10-batches-py")
+    result, _ = run(capsys, "cifar10:test", two[0], "--features", tiny, "--data-dir", tmp_path / "data")
+    assert result["n"] == [10_000, 20] and result["fd"] > 0
+
+
+def test_the_line_names_the_features_and_never_says_fid(two, tiny, capsys):
+    fid.main([*map(str, two), "--features", str(tiny), "--kid"])
+    line = capsys.readouterr().out
+    assert line.count("\n") == 1 and "tiny.pt2" in line and "FID" not in line and "+-" in line and "20 images" in line
+
+
+def test_a_bad_input_ends_a_process_with_status_2_and_one_sentence(command):
+    done = command("fid.py", "gone", "gone")
+    assert done.returncode == 2 and done.stdout == ""
+    want = "fid.py: gone does not exist: give a folder, an .npz, or a data set such as cifar10:test"
+    assert done.stderr.strip() == want
