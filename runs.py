@@ -554,6 +554,14 @@ class Run:
             kept = [json.dumps(record) for record in self.read_log() if record.get("step", 0) <= step]
             write_bytes(self / "log.jsonl", "".join(line + "\n" for line in kept).encode())
 
+    def earlier_distances(self, step):
+        """The Frechet distances that metrics.json already holds of the weights at `step`: they took long to measure."""
+        try:
+            old = json.loads((self / "metrics.json").read_text())
+        except (OSError, json.JSONDecodeError):
+            return {}
+        return {k: v for k, v in old.items() if k.startswith(("fid_", "fd_"))} if old.get("step") == step else {}
+
     def summary(self, title, metrics, pictures):
         """Print the closing table."""
         print(f"\n{self.folder}: {title}")

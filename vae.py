@@ -12,6 +12,7 @@ Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Ry
 import argparse
 import math
 import time
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import fid
 import runs
 
 
@@ -46,14 +48,22 @@ def parse_args(argv=None):
     parser.add_argument(
         "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
     )
+    # evaluation
+    parser.add_argument("--fid", type=fid_images, default="auto", help="auto (10,000 images, off on a CPU), off, or N")
+    parser.add_argument("--features", help="a torch.export program for the distances, in place of Inception")
+    # run
     parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
     parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
-    free = ("prior", "epochs", "data_dir", "save_every")
+    free = ("prior", "epochs", "data_dir", "save_every", "fid", "features")
     return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=free)
 
 
 def sigma_value(text):
     return text if text == "auto" else runs.number(float, above=0)(text)
+
+
+def fid_images(text):
+    return text if text in ("auto", "off") else runs.number(int, 2)(text)
 
 
 # --- model --------------------------------------------------------------------------------------------------------
@@ -245,6 +255,40 @@ def draw_latents(vae, n, prior, images, seed):
     return codes.mean(0).to(z) + z @ scale.T.to(z)
 
 
+def load_extractor(args, device):
+    """The network for the distances as --fid and --features say, or None with a word why there will be none."""
+    if args.sample or args.fid == "off" or (args.fid == "auto" and device.type == "cpu"):
+        return None
+    try:
+        return fid.load_extractor(features=args.features, device=device)
+    except runs.UserError as error:
+        if args.features:
+            raise
+        print(f"no FID at the end of this run: {error}")
+
+
+def distances(vae, args, images, test, extractor):
+    """Frechet distances of four sets of uint8 images to the test images -> {"fid_reconstruction": ..., ...}.
+
+    fid_floor is that of as many training images: what a perfect model would get. See fid.py for the keys' first part.
+    """
+    n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
+    shuffle = runs.generator("cpu", args.seed, "floor")
+    sets = {
+        "reconstruction": lambda: decode(vae, encode(vae, test[:n])),
+        "generation": lambda: decode(vae, draw_latents(vae, n, "normal", images, args.seed)),
+        "generation_expost": lambda: decode(vae, draw_latents(vae, n, "expost", images, args.seed)),
+        "floor": lambda: images[torch.randperm(len(images), generator=shuffle)[:n].to(images.device)],
+    }
+    label = f"{Path(args.data).name}-test"
+    real = fid.cached_statistics(test, extractor, args.data_dir, label, progress="test images")
+    found = {f"{extractor.key}_images": n, f"{extractor.key}_features": extractor.name}
+    for name, make in sets.items():
+        mu, sigma, _ = fid.statistics(make(), extractor, progress=name)
+        found[f"{extractor.key}_{name}"] = fid.frechet_distance(mu, sigma, *real[:2])
+    return found
+
+
 # --- pictures -----------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +408,7 @@ def main(argv=None):
     run = runs.Run(args, "vae.py")
     images, _, test, _ = data.splits(args, device)
     runs.check_batch(args.batch_size, len(images))
+    extractor = load_extractor(args, device)  # before training, to say what is missing while it can be helped
     if args.eval_only or args.sample:
         state = run.load()
         vae, seconds = VAE(args.latent_dim, args.sigma).to(device), state["seconds"]
@@ -379,8 +424,9 @@ def main(argv=None):
         data.write_images(decode(vae, draw_latents(vae, args.sample, args.prior, images, args.seed)), folder)
         print(f"{args.sample} samples are in {folder}")
         return
-    metrics = evaluate(vae, test, args.seed)
-    metrics |= {"seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
+    metrics = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
+    metrics |= evaluate(vae, test, args.seed)
+    metrics |= distances(vae, args, images, test, extractor) if extractor else run.earlier_distances(steps)
     runs.write_json(run / "metrics.json", metrics)
     plot_curves(run.read_log(), run / "curves.png")
     plot_reconstructions(vae, test[:64], run / "reconstructions.png")
@@ -389,6 +435,11 @@ def main(argv=None):
         data.plot_grid(decode(vae, z), run / f"samples-{prior}.png", f"samples, {text}")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
+    if args.fid == "auto" and device.type == "cpu":
+        print(
+            f"  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:\n"
+            f"  python vae.py --name {args.name} --eval-only --fid 10000"
+        )
 
 
 if __name__ == "__main__":
