@@ -242,6 +242,16 @@ def adam(parameters, lr, device, **options):
     return torch.optim.Adam(parameters, lr=lr, fused=True, capturable=cuda, **options)
 
 
+@torch.no_grad()
+def average_weights(average, model, keep):
+    """average <- keep * average + (1 - keep) * model, for weights and running statistics. keep: a scalar tensor."""
+    for a, m in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
+        if m.is_floating_point():
+            a.lerp_(m, 1 - keep)
+        else:
+            a.copy_(m)
+
+
 def learning_rate(step, total, peak, schedule):
     """A linear rise over the first 2 % of the steps, then 'constant', or half a 'cosine' down to zero."""
     rise = min(1.0, (step + 1) / (0.02 * total + 1))
@@ -313,9 +323,9 @@ def average_gradients(parameters):
     all_reduce_mean(*(p.grad for p in parameters if p.grad is not None))
 
 
-def average_buffers(module):
+def average_buffers(*modules):
     """Average batch norm's running statistics over ranks: each rank has seen its own part of every batch."""
-    all_reduce_mean(*(b for b in module.buffers() if b.is_floating_point()))
+    all_reduce_mean(*(b for module in modules for b in module.buffers() if b.is_floating_point()))
 
 
 def group_device():

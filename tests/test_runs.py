@@ -176,6 +176,16 @@ def test_the_learning_rate_rises_then_falls():
     assert runs.learning_rate(999, 1000, 0.3, "constant") == 0.3
 
 
+def test_averaged_weights_and_statistics_follow_the_model():
+    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
+    torch.nn.init.constant_(model.weight, 3.0)
+    model.running_mean += 10
+    model.num_batches_tracked += 7
+    runs.average_weights(average, model, torch.tensor(0.75))
+    assert average.weight.tolist() == [1.5, 1.5] and average.running_mean.tolist() == [2.5, 2.5]
+    assert average.num_batches_tracked == 7 and model.weight.tolist() == [3.0, 3.0]
+
+
 def test_adam_and_set_lr_move_by_the_learning_rate():
     w = torch.nn.Parameter(torch.zeros(1))
     optimizer = runs.adam([w], 1.0, torch.device("cpu"))

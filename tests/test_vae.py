@@ -199,7 +199,8 @@ def weights(name):
 
 def equal(a, b):
     """Two checkpoints' weights, optimiser and step are the same, bit for bit."""
-    same = a["step"] == b["step"] and all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    both = [(a[part][k], b[part][k]) for part in ("model", "average") for k in a["model"]]
+    same = a["step"] == b["step"] and all(torch.equal(x, y) for x, y in both)
     moments = [(s[k], b["optimizer"]["state"][i][k]) for i, s in a["optimizer"]["state"].items() for k in s]
     return same and all(torch.equal(x, y) for x, y in moments)
 
@@ -310,7 +311,7 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     train(image_folder, "--epochs", 1)
     good = weights("vae")
     assert "made with --latent-dim 4, not 8" in says("--resume", "--latent-dim", 8)
-    good["model"]["encoder.mu.weight"] = torch.zeros(2, 2)
+    good["average"]["encoder.mu.weight"] = torch.zeros(2, 2)
     runs.save_checkpoint("runs/vae/checkpoint.pt", good)
     assert "another architecture" in says("--eval-only")
 
@@ -320,7 +321,7 @@ def test_a_diverging_run_says_what_to_change_and_saves_no_nonsense(in_tmp, image
     flags = ["--data", image_folder, *QUICK, "--lr", 1e8, "--epochs", 4, "--log-every", log_every]
     assert "lower --lr" in refused(vae.main, *flags)
     if Path("runs/vae/checkpoint.pt").exists():
-        assert all(tensor.isfinite().all() for tensor in weights("vae")["model"].values())
+        assert all(tensor.isfinite().all() for tensor in weights("vae")["average"].values())
 
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(in_tmp, image_folder, refused, monkeypatch):
