@@ -1,0 +1,265 @@
+"""wgan_gp.py: its losses against closed forms and finite differences, its metrics on samples whose faults are known.
+
+pytest tests/test_wgan_gp.py                   (add -m "not slow" to leave the training runs out)
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import runs
+import wgan_gp
+
+SIGMA = 0.1
+
+
+def stream(*key):
+    return runs.generator("cpu", *key)
+
+
+def real(n, *key):
+    return wgan_gp.sample_real(n, SIGMA, stream("test", *key))
+
+
+def options(*argv):
+    return wgan_gp.parse_args([str(a) for a in argv])
+
+
+@pytest.fixture(autouse=True)
+def in_tmp_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+# --- the penalty
+
+
+@pytest.mark.parametrize("weight", [[3.0, 4.0], [0.3, 0.4]])
+def test_penalty_of_a_linear_critic(weight):
+    critic = nn.Linear(2, 1)
+    critic.weight.data = torch.tensor([weight])
+    norm = math.hypot(*weight)
+    penalty = wgan_gp.gradient_penalty(critic, real(64, 1), real(64, 2), stream(0))
+    assert penalty.shape == (64,)
+    torch.testing.assert_close(penalty, torch.full((64,), (norm - 1) ** 2))
+    one_sided = wgan_gp.gradient_penalty(critic, real(64, 1), real(64, 2), stream(0), one_sided=True)
+    torch.testing.assert_close(one_sided, torch.full((64,), max(norm - 1, 0.0) ** 2))
+
+
+def test_penalty_takes_the_norm_over_the_whole_sample():
+    """On images the norm per pixel or per channel is a known mistake."""
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(12, 1))
+    critic[1].weight.data.fill_(1.0)
+    images = torch.zeros(5, 3, 2, 2)
+    torch.testing.assert_close(
+        wgan_gp.gradient_penalty(critic, images, images + 1), torch.full((5,), (math.sqrt(12) - 1) ** 2)
+    )
+
+
+def test_penalty_is_taken_at_the_interpolates():
+    """For critic |x|^2 / 2 the gradient is x itself, so the penalty reads off where it was taken."""
+    x_real, x_fake, mix = real(32, 3), real(32, 4), torch.rand(32, generator=stream(5))
+    penalty = wgan_gp.gradient_penalty(lambda x: x.square().sum(1) / 2, x_real, x_fake, mix=mix)
+    at = x_real + mix[:, None] * (x_fake - x_real)
+    torch.testing.assert_close(penalty, (at.norm(dim=1) - 1) ** 2)
+
+
+def test_double_backward_against_finite_differences():
+    critic = wgan_gp.Critic(width=5).double()
+    x_real, x_fake = real(8, 6).double(), real(8, 7).double()
+    mix = torch.rand(8, generator=stream(8)).double()
+
+    def loss():
+        return wgan_gp.gradient_penalty(critic, x_real, x_fake, mix=mix).mean()
+
+    parameters = [p for name, p in critic.named_parameters() if name != "layers.4.bias"]  # a constant has no gradient
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
+        flat, step = parameter.data.view(-1), 1e-6
+        for i in range(0, flat.numel(), 4):
+            kept = flat[i].item()
+            flat[i] = kept + step
+            high = loss().item()
+            flat[i] = kept - step
+            low = loss().item()
+            flat[i] = kept
+            assert gradient.reshape(-1)[i].item() == pytest.approx((high - low) / (2 * step), rel=1e-5, abs=1e-7)
+
+
+# --- who moves in which step
+
+
+@pytest.mark.parametrize("loss", ["gp", "clip"])
+def test_each_step_moves_its_own_player(loss):
+    args = options("--loss", loss, "--width", 8, "--clip", 0.05, "--ema", 0.5)
+    generator, critic, averaged = wgan_gp.build(args, torch.device("cpu"))
+    optimizers = [runs.adam(m.parameters(), 1e-2, torch.device("cpu")) for m in (generator, critic)]
+    critic_steps, generator_step = wgan_gp.make_steps(args, generator, critic, averaged, *optimizers)
+
+    def weights(module):
+        return [p.detach().clone() for p in module.parameters()]
+
+    def same(a, b):
+        return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    g, c, a = weights(generator), weights(critic), weights(averaged)
+    critic_steps(real(32, 1).view(2, 16, 2), torch.rand(2, 16, 2), torch.rand(2, 16))
+    assert same(g, weights(generator)) and same(a, weights(averaged)) and not same(c, weights(critic))
+    assert all(p.grad is None for p in generator.parameters())
+    if loss == "clip":
+        assert max(p.abs().max().item() for p in critic.parameters()) <= 0.0500001
+    c = weights(critic)
+    generator_step(torch.rand(16, 2))
+    assert same(c, weights(critic)) and not same(g, weights(generator))
+    for mean, old, new in zip(weights(averaged), g, weights(generator), strict=True):
+        torch.testing.assert_close(mean, (old + new) / 2)
+
+
+# --- the metrics
+
+
+def test_w2_against_closed_forms():
+    x = torch.randn(50, 2, generator=stream(1))
+    assert wgan_gp.w2(x, x.flip(0)) == pytest.approx(0, abs=1e-7)
+    assert wgan_gp.w2(x, x + torch.tensor([3.0, 4.0])) == pytest.approx(5, rel=1e-5)  # a shift moves every point by it
+    line, other = torch.randn(2, 40, generator=stream(2))  # on a line the best assignment keeps the order
+    expected = (line.sort().values - other.sort().values).square().mean().sqrt().item()
+    zero = torch.zeros(40)
+    assert wgan_gp.w2(torch.stack((line, zero), 1), torch.stack((other, zero), 1)) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_truth_hits_its_floors():
+    found = wgan_gp.statistics(real(20_000, 1), SIGMA)
+    assert found["mode_weights"][0] == pytest.approx(0.5, abs=0.012)
+    np.testing.assert_allclose(found["mode_means"], wgan_gp.MEANS, atol=0.004)
+    np.testing.assert_allclose(found["mode_stds"], SIGMA, rtol=0.03)
+    assert found["within_3_sigma"] == pytest.approx(1 - math.exp(-4.5), abs=0.003)
+    assert found["bridge"] < 0.001
+    entropy = math.log(2) + 1 + math.log(2 * math.pi * SIGMA**2)  # the modes do not overlap
+    assert found["log_likelihood"] == pytest.approx(-entropy, abs=0.03)
+    assert -entropy == pytest.approx(1.074, abs=1e-3)
+    for value in wgan_gp.w2_modes(real(2000, 2), SIGMA, stream(3)):
+        assert value == pytest.approx(0.019, abs=0.006)
+
+
+def test_the_metrics_tell_the_faults_apart():
+    truth = real(4000, 4)
+    collapsed = truth[truth[:, 0] > 0]
+    shrunk = torch.sign(truth) * 0.5 + 0.3 * (truth - torch.sign(truth) * 0.5)
+    shifted = truth + torch.tensor([0.05, 0.0])
+    bridged = truth.clone()
+    bridged[:400] = torch.linspace(-0.2, 0.2, 400)[:, None]
+    found = {
+        name: wgan_gp.statistics(x, SIGMA) | {"w2_mode": wgan_gp.w2_modes(x[::10], SIGMA, stream(5))}
+        for name, x in (("truth", truth), ("collapsed", collapsed), ("shrunk", shrunk), ("shifted", shifted))
+    } | {"bridged": wgan_gp.statistics(bridged, SIGMA) | {"w2_mode": wgan_gp.w2_modes(bridged[::10], SIGMA, stream(5))}}
+    assert found["collapsed"]["mode_weights"] == [1.0, 0.0]
+    assert found["collapsed"]["w2_mode"][1] > 1
+    assert max(found["shrunk"]["mode_stds"][0]) < 0.04
+    assert found["shrunk"]["log_likelihood"] > found["truth"]["log_likelihood"] + 0.5  # why it is not a score
+    assert found["shifted"]["mode_means"][0][0] == pytest.approx(0.55, abs=0.01)
+    assert min(found["shifted"]["w2_mode"]) == pytest.approx(math.hypot(0.05, 0.035), abs=0.015)
+    assert found["bridged"]["bridge"] == pytest.approx(0.1, abs=0.002)
+    assert found["bridged"]["within_3_sigma"] < 0.91
+    for name in ("collapsed", "shrunk", "shifted", "truth"):
+        assert found[name]["bridge"] < 0.002
+        if name != "truth":
+            assert max(found[name]["w2_mode"]) > 1.5 * max(found["truth"]["w2_mode"])
+
+
+def test_goals_name_the_one_that_is_missed():
+    truth = wgan_gp.statistics(real(20_000, 6), SIGMA) | {"w2_mode": [0.02, 0.02], "w2_mode_floor": [0.02, 0.02]}
+    assert all(met for *_, met in wgan_gp.goals(truth, SIGMA))
+    missed = [what for what, _, _, met in wgan_gp.goals(truth | {"w2_mode": [0.02, 0.031]}, SIGMA) if not met]
+    assert missed == ["W2 within a mode over its floor at most"]
+
+
+# --- runs
+
+
+def small(monkeypatch):
+    """Measurements too small to mean anything, for tests of what is written."""
+    monkeypatch.setattr(wgan_gp, "N_PLOT", 40)
+    monkeypatch.setattr(wgan_gp, "N_STATISTICS", 100)
+    monkeypatch.setattr(wgan_gp, "DRAWS", 2)
+
+
+def test_resume_is_exact(monkeypatch):
+    small(monkeypatch)
+    flags = ["--iterations", 6, "--plot-every", 3, "--width", 8, "--batch-size", 8, "--device", "cpu"]
+    unbroken = wgan_gp.train(options(*flags, "--name", "unbroken"))
+    asked = iter([False, False, True])  # Ctrl-C during the third step
+    monkeypatch.setattr(runs.Stop, "requested", property(lambda stop: next(asked)))
+    with pytest.raises(runs.Interrupted, match="step 3 of 6"):
+        wgan_gp.train(options(*flags, "--name", "broken"))
+    monkeypatch.setattr(runs.Stop, "requested", False)
+    resumed = wgan_gp.train(options("--name", "broken", "--resume"))
+    a, b = (runs.load_checkpoint(f"runs/{name}/checkpoint.pt") for name in ("unbroken", "broken"))
+    for name in ("generator", "critic", "averaged"):
+        assert all(torch.equal(a[name][key], b[name][key]) for key in a[name])
+    for name in ("generator_optimizer", "critic_optimizer"):
+        for one, other in zip(a[name]["state"].values(), b[name]["state"].values(), strict=True):
+            assert all(torch.equal(one[key], other[key]) for key in one)
+    assert {k: v for k, v in unbroken.items() if k != "seconds"} == {k: v for k, v in resumed.items() if k != "seconds"}
+    logs = [(runs.ROOT / name / "log.jsonl").read_text().splitlines() for name in ("unbroken", "broken")]
+    logs = [[json.loads(line) for line in log] for log in logs]
+    for log in logs:
+        for record in log:
+            record.pop("seconds", None)
+    assert logs[0] == logs[1]
+
+
+def test_a_run_leaves_what_it_promises(monkeypatch):
+    small(monkeypatch)
+    wgan_gp.train(options("--iterations", 4, "--plot-every", 2, "--width", 8, "--batch-size", 8, "--device", "cpu"))
+    folder = runs.ROOT / "wgan_gp"
+    names = {path.name for path in folder.iterdir()}
+    pictures = {"density_000002.png", "density_000004.png", "final.png", "training.gif", "curves.png"}
+    assert names == pictures | {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt"}
+    metrics = json.loads((folder / "metrics.json").read_text())
+    promised = (
+        "w2 w2_floor w2_mode w2_mode_floor mode_weights mode_means mode_stds within_3_sigma bridge log_likelihood"
+    )
+    assert set(promised.split()) | {"seconds"} <= set(metrics)
+    wgan_gp.draw(options("--sample", 7, "--device", "cpu"))
+    samples = np.load(folder / "samples.npy")
+    assert samples.shape == (7, 2) and samples.dtype == np.float32 and (folder / "samples.png").exists()
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        (["--loss", "hinge"], "invalid choice"),
+        (["--latent-dim", "0"], "at least 1"),
+        (["--sigma", "0"], "above 0"),
+        (["--ema", "1"], "at most"),
+        (["--iteration", "5"], "unrecognized"),
+        (["--sample", "5"], "no checkpoint"),
+        (["--resume", "--name", "nothing"], "no checkpoint"),
+    ],
+)
+def test_bad_flags_get_one_sentence(argv, words):
+    with pytest.raises(runs.UserError, match=words) as error:
+        wgan_gp.parse_args(argv)
+    assert "\n" not in str(error.value)
+
+
+def test_capture_is_refused_without_cuda():
+    with pytest.raises(runs.UserError, match="--capture needs CUDA"):
+        wgan_gp.train(options("--capture", "--device", "cpu"))
+
+
+@pytest.mark.slow
+def test_a_short_run_covers_both_modes(monkeypatch):
+    monkeypatch.setattr(wgan_gp, "N_PLOT", 400)  # the assignment costs N^3, and shares need no 2000 points
+    monkeypatch.setattr(wgan_gp, "DRAWS", 1)
+    metrics = wgan_gp.train(options("--iterations", 1500, "--plot-every", 1500, "--device", "cpu"))
+    assert metrics["mode_weights"][0] == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_allclose(metrics["mode_means"], wgan_gp.MEANS, atol=0.12)
+    assert metrics["within_3_sigma"] > 0.85
+    assert metrics["bridge"] < 0.12
