@@ -83,10 +83,12 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message} (--help lists the flags)")
 
 
-def number(kind, low=-math.inf, high=math.inf, above=-math.inf):
-    """An argparse type: an int or float with low <= value <= high and value > above."""
+def number(kind, low=-math.inf, high=math.inf, above=-math.inf, words=()):
+    """An argparse type: an int or float with low <= value <= high and value > above, or one of `words`."""
 
     def parse(text):
+        if text in words:
+            return text
         try:
             value = kind(text)
         except ValueError:
@@ -436,6 +438,26 @@ def save_figure(figure, path):
     with writing(path) as part:
         figure.savefig(part)
     plt.close(figure)
+
+
+def plot_curves(log, path, titles):
+    """One panel for each key of `titles`, against epochs, from the records of log.jsonl.
+
+    Records that hold "loss" are of training batches, the others of test images.
+    """
+    figure, axes = plt.subplots(1, len(titles), figsize=(4.4 * len(titles), 3.6), dpi=100, layout="constrained")
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        train, test = ([r for r in log if key in r and ("loss" in r) == kind] for kind in (True, False))
+        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
+        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="test images")
+        values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
+        if values:
+            room = 0.05 * (max(values) - min(values)) or 1.0
+            ax.set_ylim(min(values) - room, max(values) + room)
+        ax.set(xlabel="epoch", title=title)
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    save_figure(figure, path)
 
 
 def write_json(path, record):

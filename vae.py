@@ -31,7 +31,6 @@ import math
 import time
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from torch import nn
 from tqdm import tqdm
@@ -39,6 +38,8 @@ from tqdm import tqdm
 import data
 import fid
 import runs
+
+CURVES = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 
 
 def parse_args(argv=None):
@@ -52,7 +53,8 @@ def parse_args(argv=None):
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
-    parser.add_argument("--sigma", type=sigma_value, default="auto", help="decoder's std: auto (optimal) or a number")
+    sigma = runs.number(float, above=0, words=("auto",))
+    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
     parser.add_argument("--beta", type=runs.number(float, 0), default=1.0, help="weight of the KL term")
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
@@ -67,21 +69,14 @@ def parse_args(argv=None):
         "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
     )
     # evaluation
-    parser.add_argument("--fid", type=fid_images, default="auto", help="auto (10,000 images, off on a CPU), off, or N")
+    count = runs.number(int, 2, words=("auto", "off"))
+    parser.add_argument("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
     parser.add_argument("--features", help="a torch.export program for the distances, in place of Inception")
     # run
     parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
     parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
     free = ("prior", "epochs", "data_dir", "save_every", "fid", "features")
     return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=free)
-
-
-def sigma_value(text):
-    return text if text == "auto" else runs.number(float, above=0)(text)
-
-
-def fid_images(text):
-    return text if text in ("auto", "off") else runs.number(int, 2)(text)
 
 
 # --- model --------------------------------------------------------------------------------------------------------
@@ -317,23 +312,6 @@ def plot_reconstructions(vae, images, path):
     data.plot_grid(rows, path, "test images, each row above its reconstructions")
 
 
-def plot_curves(log, path):
-    """log: the records of log.jsonl -> the terms of the ELBO against epochs, on training batches and test images."""
-    train = [record for record in log if "loss" in record]
-    test = [record for record in log if "active_units" in record]
-    titles = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), dpi=100, layout="constrained")
-    for ax, (key, title) in zip(axes, titles.items(), strict=True):
-        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
-        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="1,000 test images")
-        values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
-        ax.set_ylim(0.98 * min(values), 1.02 * max(values))
-        ax.set(xlabel="epoch", title=title)
-        ax.grid(alpha=0.3)
-    axes[0].legend()
-    runs.save_figure(figure, path)
-
-
 # --- training -----------------------------------------------------------------------------------------------------
 
 
@@ -404,7 +382,7 @@ def train(args, run, device, images, test):
             index = order[i * args.batch_size : (i + 1) * args.batch_size]
             lr = runs.learning_rate(step, total, args.lr, args.schedule)
             runs.set_lr(optimizer, lr)
-            keep = torch.tensor(min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
+            keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
             recent += update(*map(runs.shard, (index, flip, eps)), keep)
             done = step + 1
             bar.update()
@@ -453,7 +431,7 @@ def main(argv=None):
     metrics |= evaluate(vae, test, args.seed)
     metrics |= distances(vae, args, images, test, extractor) if extractor else run.earlier_distances(steps)
     runs.write_json(run / "metrics.json", metrics)
-    plot_curves(run.read_log(), run / "curves.png")
+    runs.plot_curves(run.read_log(), run / "curves.png", CURVES)
     plot_reconstructions(vae, test[:64], run / "reconstructions.png")
     for prior, text in {"normal": "z ~ N(0, I)", "expost": "z ~ Gaussian fitted to training codes"}.items():
         z = draw_latents(vae, 128, prior, images, args.seed)
