@@ -77,8 +77,8 @@ class Grid:
         def rough(a, b):
             spread = np.sqrt(np.minimum(variance(a), variance(b)))
             jump = np.abs(mean(b) - mean(a)) > width * spread
-            matters = np.exp(data((a + b) / 2)) * (b - a) > 1e-13
-            wide = b - a > width * floor * np.sqrt(1 + np.abs(a - data.mean) / sd)
+            matters = np.exp(data((a + b) / 2)) * (b - a) > 1e-12
+            wide = b - a > width * min(floor, 0.15) * np.sqrt(1 + np.abs(a - data.mean) / sd)
             return matters & (wide | jump | (np.abs(np.log(variance(b) / variance(a))) > 1.5))
 
         x_edges = split(between(data.breaks, data.low, data.high), rough)
@@ -257,7 +257,7 @@ def descend(data, prior, floor, spline, start):
 
     best = spline.functions(start[0](spline.x), np.log(start[1](spline.x)))
     value, width = honest(best), 4.0
-    for _ in range(12):
+    for _ in range(8):
         m0, log_v0 = best[0](spline.x), np.log(best[1](spline.x))
         grid = Grid(data, prior, *best, floor, width=width)
         matrix = spline.matrix(grid.x)
@@ -272,7 +272,7 @@ def descend(data, prior, floor, spline, start):
             result, by_m, by_log_v, _ = elbo(grid, m, np.exp(log_v), decoder)
             return -result, -scale * np.concatenate([by_m @ matrix, by_log_v @ matrix])
 
-        options = {"maxiter": 100, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-9}
+        options = {"maxiter": 80, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-9}
         bounds = np.stack([-limit, limit], 1)
         found = minimize(loss, np.zeros_like(origin), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         candidate = spline.functions(*np.split(origin + scale * found.x, 2))
@@ -294,12 +294,13 @@ def best_free(data, prior, floor, knots, more_starts):
     tau = math.sqrt(prior.variance)
     starts = {
         "transport": transport_encoder(data, prior, floor),
-        "gentle": (
-            lambda x: prior.mean + 0.8 * tau * np.arcsinh((x - centre) / sd),
-            lambda x: np.full(np.shape(x), 0.36 * prior.variance),
-        ),
         **more_starts,
     }
+    if floor >= 0.1 * sd:  # below, it leads nowhere better and costs most
+        starts["gentle"] = (
+            lambda x: prior.mean + 0.8 * tau * np.arcsinh((x - centre) / sd),
+            lambda x: np.full(np.shape(x), 0.36 * prior.variance),
+        )
     tried, failed = {}, None
     for name, start in starts.items():
         try:

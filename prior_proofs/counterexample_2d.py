@@ -1,0 +1,115 @@
+"""Two dimensions: with a full covariance that depends on the other variable, both claims are false.
+
+    python prior_proofs/counterexample_2d.py
+
+Let z, x2 and e be independent N(0, 1) and x1 = -z x2 + e. Then, with x = (x1, x2),
+
+    p(z) = N(0, 1),    p(x|z) = N(0, Lambda(z)^-1),  Lambda(z) = [[1, z], [z, 1 + z^2]],
+    q(z|x) = N(-x1 x2 / (1 + x2^2), 1 / (1 + x2^2))
+
+are Gaussian, the data p_d(x) ~ (1 + x2^2)^(-1/2) exp(-x2^2/2 - x1^2 / 2(1 + x2^2)) are not, and the ELBO of these maps
+is -H(p_d): Theorem A fails for two data dimensions and a full decoder covariance. Read backward, with z as the data
+and x as the latent, the data are N(0, 1), the prior is p_d, and Theorem B fails for two latent dimensions and a full
+encoder covariance. README.md, section 6, has the proof that diagonal covariances cannot do this.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import sympy as sp
+
+# The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for runs.py.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import runs  # noqa: E402
+from prior_proofs.lemma import log_normal, normal_mean, walk, z  # noqa: E402
+
+x1, x2 = sp.symbols("x1 x2", real=True)
+
+
+def log_densities(slip=0):
+    """log p(z), log p(x|z), log q(z|x), log p_d(x) as sympy expressions."""
+    precision = sp.Matrix([[1, z], [z, 1 + z**2 + slip]])
+    point = sp.Matrix([x1, x2])
+    decoder = -(point.T * precision * point)[0] / 2 + sp.log(precision.det()) / 2 - sp.log(2 * sp.pi)
+    spread = 1 / (1 + x2**2)
+    encoder = log_normal(z, -x1 * x2 * spread, spread)
+    data = log_normal(x2, 0, 1) + log_normal(x1, 0, 1 + x2**2)
+    return log_normal(z, 0, 1), decoder, encoder, data
+
+
+def same_joint(slip=0):
+    """P = Q: p_d(x) q(z|x) = p(z) p(x|z) at every point."""
+    prior, decoder, encoder, data = log_densities(slip)
+    yield "log p(z) + log p(x|z) - log q(z|x) - log p_d(x) = 0", prior + decoder - encoder - data
+
+
+def construction(slip=0):
+    """The joint is that of z, x2, e independent N(0, 1) and x1 = -z x2 + e."""
+    prior, decoder, _, _ = log_densities(slip)
+    drawn = log_normal(z, 0, 1) + log_normal(x2, 0, 1) + log_normal(x1, -z * x2, 1)
+    yield "p(z) p(x|z) = N(z; 0, 1) N(x2; 0, 1) N(x1; -z x2, 1)", prior + decoder - drawn
+    yield "det Lambda(z) = 1 for all z", sp.Matrix([[1, z], [z, 1 + z**2 + slip]]).det() - 1
+
+
+def not_gaussian(slip=0):
+    """p_d is not Gaussian: its component x1 has fourth cumulant E x1^4 - 3 (E x1^2)^2 = 6."""
+    second = normal_mean(1 + x2**2, x2)  # x1 given x2 is N(0, 1 + x2^2)
+    fourth = normal_mean(3 * (1 + x2**2) ** 2, x2)
+    yield "a Gaussian's would be 0", fourth - 3 * second**2 - 6 + slip
+
+
+def mirror(slip=0):
+    """Backward: data z ~ N(0, 1), latent x ~ p_d, encoder p(x|z), decoder q(z|x): again the gap is 0 pointwise."""
+    prior, decoder, encoder, data = log_densities(slip)
+    elbo = data + encoder - decoder  # log prior(latent) + log decoder - log encoder
+    yield "its integrand is log N(z; 0, 1) = log of the data's density", elbo - prior
+
+
+STEPS = (same_joint, construction, not_gaussian, mirror)
+
+
+def expectations(nodes):
+    """Both ELBOs and entropies by Gauss-Hermite over (z, x2, e), the construction's three independent Gaussians.
+
+    -> {"claim A": {"elbo", "entropy", "gap"}, "claim B": ...}, in nats
+    """
+    t, w = np.polynomial.hermite_e.hermegauss(nodes)
+    w = w / w.sum()
+    Z, X2, E = np.meshgrid(t, t, t, indexing="ij")
+    weight = w[:, None, None] * w[:, None] * w
+    functions = [sp.lambdify((x1, x2, z), expression, "numpy") for expression in log_densities()]
+    prior, decoder, encoder, data = (np.sum(weight * f(-Z * X2 + E, X2, Z)) for f in functions)
+    claim_a, claim_b = prior + decoder - encoder, data + encoder - decoder
+    return {
+        "claim A": {"elbo": claim_a, "entropy": -data, "gap": -claim_a + data},
+        "claim B": {"elbo": claim_b, "entropy": -prior, "gap": -claim_b + prior},
+    }
+
+
+def main(argv=None):
+    parser = runs.Parser(__doc__)
+    parser.add_argument("--nodes", type=runs.number(int, 8, 160), default=120, help="Gauss-Hermite nodes per axis")
+    parser.add_argument("--slip", choices=[step.__name__ for step in STEPS], help="spoil this step: it must FAIL")
+    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, at the end")
+    args = parser.parse_args(argv)
+    print(__doc__.split("\n\n", 2)[2])
+    proved = all(walk(STEPS, args.slip).values())
+    fine, coarse = expectations(args.nodes), expectations(args.nodes // 2)
+    for claim, found in fine.items():
+        found["error"] = max(abs(found[key] - coarse[claim][key]) for key in ("elbo", "entropy"))
+        print(
+            f"\n  {claim}: L = {found['elbo']:.10f}, -H = {-found['entropy']:.10f} +- {found['error']:.0e}, "
+            f"gap = {found['gap']:.1e} nats"
+        )
+    if args.json:
+        print(json.dumps(fine, indent=2))
+    if not (proved and all(math.isclose(found["gap"], 0, abs_tol=1e-10) for found in fine.values())):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    runs.cli(main)
