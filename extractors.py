@@ -26,6 +26,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.export.passes import move_to_device_pass
 
 import data
 import runs
@@ -169,8 +170,7 @@ class Exported:
         content, sha256 = read_file(path, "--features")
         try:
             program = torch.export.load(io.BytesIO(content))
-            if device.type != "cpu":
-                program = torch.export.passes.move_to_device_pass(program, device)
+            program = move_to_device_pass(program, device)
             node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
             batch = node.meta["val"].shape[0]
         except Exception as error:  # a damaged archive fails in as many ways as it has parts

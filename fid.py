@@ -73,54 +73,65 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
     """Mean and covariance of the features of images -> mu (D,), sigma (D, D), both float64 on the CPU, and n.
 
     images: uint8 (N, 3, H, W), divided among torchrun's ranks here; or an iterator of such batches, which is taken as
-    this rank's part. Every rank must have an image, and every rank returns the statistics of all of them.
+    this rank's part. Every rank returns the statistics of all.
     progress: a label for a progress bar, `total` its length. keep: a list that receives the features of all.
     Raises UserError for fewer than two images and for features that are not finite.
 
     Sums run in float64 relative to the mean of the first batch, so that their error does not grow with the distance
-    of the features from zero. One message between ranks at the start (that mean) and one reduction at the end.
+    of the features from zero. The ranks speak once, at the end.
     """
     if isinstance(images, torch.Tensor):
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
         total = len(images)
-        images = runs.shard(images).split(batch_size or default_batch(extractor.device))
+        images = runs.shard(images).split(batch_size or default_batch(extractor.device)) if total else ()
     where = torch.device("cpu") if extractor.device.type == "mps" else extractor.device  # MPS has no float64
-    n, shift, mine = 0, None, []
+    n, shift, kept, problem = 0, torch.zeros(1), [], None
+    sums = outer = torch.zeros(1, 1)
     bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not runs.is_main())
-    with bar, precision(extractor.fast):
-        for groups in images:
-            features = extractor([groups] if isinstance(groups, torch.Tensor) else groups)
-            x = features.to(where).double()
-            if shift is None:
-                shift = x.mean(0)
-                if runs.world_size() > 1:
-                    dist.broadcast(shift, 0)
-                sums, outer = torch.zeros_like(shift), torch.zeros(len(shift), len(shift), dtype=x.dtype, device=where)
-            x -= shift
-            sums += x.sum(0)
-            outer.addmm_(x.T, x)
-            n += len(x)
-            bar.update(len(x) * runs.world_size())
-            if keep is not None:
-                mine.append(features.cpu())
-    if shift is None:
-        raise UserError(f"{progress or 'the set'} has fewer images than there are processes: start fewer")
-    flat = torch.cat([torch.tensor([n], dtype=torch.float64, device=where), sums, outer.view(-1)])
+    try:
+        with bar, precision(extractor.fast):
+            for groups in images:
+                features = extractor([groups] if isinstance(groups, torch.Tensor) else groups)
+                x = features.to(where).double()
+                if n == 0:
+                    shift = x.mean(0)
+                    sums, outer = torch.zeros_like(shift), x.new_zeros(len(shift), len(shift))
+                x -= shift
+                sums += x.sum(0)
+                outer.addmm_(x.T, x)
+                n += len(x)
+                bar.update(len(x) * runs.world_size())
+                if keep is not None:
+                    kept.append(features.cpu())
+    except UserError as error:  # to be told to the other ranks, which would wait for this one
+        problem = str(error)
+    parts = [(problem, n, shift.cpu(), sums.cpu(), outer.cpu(), kept)]
     if runs.world_size() > 1:
-        dist.all_reduce(flat)
+        parts *= runs.world_size()
+        dist.all_gather_object(parts, parts[0])
+    problem = next((part[0] for part in parts if part[0]), None)
+    if problem is None and sum(part[1] for part in parts) < 2:
+        problem = f"{progress or 'the set'} has fewer than 2 images: a covariance takes at least 2"
+    if problem is None and not all(part[4].isfinite().all() for part in parts):
+        problem = f"{extractor.name}: features of {progress or 'the images'} are not finite; check its weights"
+    if problem:
+        raise UserError(problem)  # on every rank: torchrun ends the others as soon as one has ended
+    mu, sigma, n = merge([part[1:5] for part in parts if part[1]])
     if keep is not None:
-        parts = [torch.cat(mine)] * runs.world_size()
-        if runs.world_size() > 1:
-            dist.all_gather_object(parts, parts[0])
-        keep.extend(parts)
-    flat, shift = flat.cpu(), shift.cpu()
-    n, sums, outer = int(flat[0]), flat[1 : 1 + len(shift)], flat[1 + len(shift) :].view(len(shift), -1)
-    if n < 2:
-        raise UserError(f"{progress or 'the set'} has only one image: a covariance takes at least 2")
-    if not flat.isfinite().all():
-        raise UserError(f"{extractor.name}: features of {progress or 'the images'} are not finite; check its weights")
-    return shift + sums / n, (outer - torch.outer(sums, sums) / n) / (n - 1), n
+        keep.extend(features for part in parts for features in part[5])
+    return mu, sigma, n
+
+
+def merge(parts):
+    """Parts (n, shift, sum of x - shift, sum of its outer products) -> mean, covariance and n of them together."""
+    n = sum(part[0] for part in parts)
+    mu = sum(k * shift + sums for k, shift, sums, _ in parts) / n
+    scatter = 0
+    for k, shift, sums, outer in parts:
+        mean = sums / k
+        scatter = scatter + outer - k * torch.outer(mean, mean) + k * torch.outer(shift + mean - mu, shift + mean - mu)
+    return mu, scatter / (n - 1), n
 
 
 def default_batch(device):
@@ -297,8 +308,6 @@ def measure(text, side, extractor, args, keep=None, limit=None):
             return cached_statistics(images, extractor, args.data_dir, "-".join(value), batch_size, text)
         return statistics(images[:limit], extractor, batch_size, text, keep=keep)
     files, modes = value[:limit], Counter()
-    if len(files) < runs.world_size():
-        raise UserError(f"{text} has only {len(files)} images for {runs.world_size()} processes: start fewer")
     batches = read_images(files[runs.rank() :: runs.world_size()], batch_size, modes)
     result = statistics(batches, extractor, progress=text, total=len(files), keep=keep)
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")

@@ -245,7 +245,7 @@ def test_inception_does_not_depend_on_batch_size(inception):
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_same_number(tiny, two, tmp_path, capsys):
+def test_torchrun_gives_the_same_number_and_the_same_sentence(tiny, two, tmp_path, capsys):
     want, _ = run(capsys, *two, "--features", tiny, "--kid")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "fid.py")]
     words = [*torchrun, *map(str, two), "--features", str(tiny), "--kid", "--json", "--device", "cpu"]
@@ -254,6 +254,21 @@ def test_torchrun_gives_the_same_number(tiny, two, tmp_path, capsys):
     got = json.loads(done.stdout)
     assert got["fd"] == pytest.approx(want["fd"], rel=1e-6) and got["n"] == want["n"]
     assert math.isfinite(got["kid"])
+    (two[0] / "003.png").write_text("read by the second process alone")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0 and "fid.py: cannot read the image" in done.stderr and "003.png" in done.stderr
+
+
+def test_parts_merge_to_the_whole():
+    """What ranks hand in: unequal counts, each relative to its own shift, far from zero."""
+    x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e5
+    parts = []
+    for part in x.split([20, 29, 1]):
+        y = part - part[0]
+        parts.append((len(part), part[0], y.sum(0), y.T @ y))
+    mu, sigma, n = fid.merge(parts)
+    assert n == 50 and torch.allclose(mu, x.mean(0), rtol=1e-14)
+    assert torch.allclose(sigma, torch.cov(x.T), rtol=1e-9, atol=1e-9)
 
 
 def test_kernel_distance_is_its_definition():
@@ -455,7 +470,7 @@ def test_folders_without_two_images_are_refused(tmp_path, two, tiny, refused):
     assert "gone does not exist" in refused(fid.main, tmp_path / "gone", two[0], "--features", tiny)
     assert "notes.txt is a file" in refused(fid.main, others / "notes.txt", two[0], "--features", tiny)
     assert "cifar10:test" in refused(fid.main, "cifar10:valid", two[0], "--features", tiny)
-    with pytest.raises(UserError, match="only one image"):
+    with pytest.raises(UserError, match="fewer than 2 images"):
         fid.statistics(IMAGES[:1], fid.load_extractor(features=tiny))
     with pytest.raises(ValueError, match="uint8"):
         fid.statistics(IMAGES[:2].float(), fid.load_extractor(features=tiny))
