@@ -54,14 +54,15 @@ def splits(args, device):
     With --holdout N the "test" images are the last N training images, which are then not trained on: that is how
     defaults are chosen here without a look at the test split. Raises UserError.
     """
-    train, train_labels = runs.main_first(lambda: load(args.data, args.data_dir, "train", device))
+    where = args.data, args.data_dir
+    train, train_labels = runs.main_first(lambda: load(*where, "train", device))
+    if args.holdout >= len(train):
+        raise UserError(f"--holdout {args.holdout} leaves nothing of the {len(train)} training images: lower it")
     if args.holdout:
-        if args.holdout >= len(train):
-            raise UserError(f"--holdout {args.holdout} leaves nothing of the {len(train)} training images: lower it")
         test, test_labels = train[-args.holdout :], train_labels[-args.holdout :]
         train, train_labels = train[: -args.holdout], train_labels[: -args.holdout]
     else:
-        test, test_labels = load(args.data, args.data_dir, "test", device)
+        test, test_labels = runs.main_first(lambda: load(*where, "test", device))
     return train[: args.limit], train_labels[: args.limit], test, test_labels
 
 

@@ -168,12 +168,17 @@ def pick_device(name):
     return device
 
 
-def start(device_name, precision="fp32"):
+def start(device_name, precision="fp32", capture=False):
     """Pick the device, join torchrun's group if there is one, set precision; -> torch.device.
 
     precision: fp32 (TF32 off), tf32, or bf16 (autocast, see `autocast`; what stays in float32 uses TF32).
+    capture: whether a CUDA graph is wanted (see `Captured`). Raises UserError for what the device cannot do.
     """
     device = pick_device(device_name)
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 is a mode of CUDA devices: leave it away")
+    if capture and (device.type != "cuda" or "RANK" in os.environ):
+        raise UserError("--capture takes a CUDA device and a single process: leave it away")
     if "RANK" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
             local = int(os.environ["LOCAL_RANK"])

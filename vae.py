@@ -263,7 +263,7 @@ def draw_latents(vae, n, prior, images, seed):
     z = torch.randn(n, vae.encoder.mu.out_features, device=images.device, generator=noise)
     if prior == "normal":
         return z
-    codes = encode(vae, images, seed).double().cpu()
+    codes = encode(vae, images, seed).cpu().double()
     scale = torch.linalg.cholesky(torch.cov(codes.T) + 1e-9 * torch.eye(codes.shape[1]))  # unused units have no spread
     return codes.mean(0).to(z) + z @ scale.T.to(z)
 
@@ -331,8 +331,7 @@ def make_step(vae, average, optimizer, images, args):
         runs.average_weights(average, vae, keep)
         return torch.stack([loss, nll.mean(), kl.mean(), mse]).detach()
 
-    capture = args.capture and images.device.type == "cuda" and runs.world_size() == 1
-    return runs.Captured(step) if capture else step
+    return runs.Captured(step) if args.capture else step
 
 
 def train(args, run, device, images, test):
@@ -407,7 +406,7 @@ def train(args, run, device, images, test):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = runs.start(args.device, args.precision)
+    device = runs.start(args.device, args.precision, args.capture)
     run = runs.Run(args, "vae.py")
     images, _, test, _ = data.splits(args, device)
     runs.check_batch(args.batch_size, len(images))

@@ -307,6 +307,11 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     assert "there is no checkpoint" in says("--resume")
     assert "there is no checkpoint" in says("--sample", 5)
     assert "unrecognized arguments" in says("--latent", 5)
+    assert "tf32 is a mode of CUDA" in says("--device", "cpu", "--precision", "tf32")
+    assert "--capture takes a CUDA device" in says("--device", "cpu", "--capture")
+    assert "cannot read --features" in says(
+        "--data", image_folder, "--batch-size", 30, "--features", "no.pt2", "--fid", 9
+    )
     assert not Path("runs").exists()  # nothing half-made is left
     train(image_folder, "--epochs", 1)
     good = weights("vae")
