@@ -23,7 +23,8 @@ import wgan_gp  # noqa: E402
 
 def plain(args, device):
     """-> a function that does one generator iteration the usual way."""
-    generator, critic, _ = wgan_gp.build(args, device)
+    models = wgan_gp.build(args, device)
+    generator, critic = models["generator"], models["critic"]
     generator_optimizer = torch.optim.Adam(generator.parameters(), lr=args.lr, betas=wgan_gp.BETAS)
     critic_optimizer = torch.optim.Adam(critic.parameters(), lr=args.critic_lr, betas=wgan_gp.BETAS)
 
@@ -52,7 +53,7 @@ def plain(args, device):
 
 def ours(args, device):
     """-> a function that does one generator iteration as wgan_gp.py does."""
-    models = wgan_gp.build_all(args, device)
+    models = wgan_gp.build(args, device)
     steps = wgan_gp.make_steps(args, **models)
     if args.capture:
         steps = [runs.Captured(step) for step in steps]
