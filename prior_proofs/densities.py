@@ -136,7 +136,7 @@ class Density:
         return np.stack([(f @ WEIGHTS) * half for f in (p, np.where(p > 0, -p * np.maximum(logp, -1e4), 0.0))])
 
     def summarise(self):
-        fine = [np.linspace(a, b, 33) for a, b in zip(self.breaks[:-1], self.breaks[1:], strict=True)]
+        fine = [np.linspace(a, b, 129) for a, b in zip(self.breaks[:-1], self.breaks[1:], strict=True)]
         fine += [edge + sign * np.geomspace(1e-12, 1, 41) for edge in self.edges for sign in (-1, 1)]
         edges = np.unique(np.concatenate(fine))
         x, w = gauss(edges)

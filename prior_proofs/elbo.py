@@ -36,7 +36,7 @@ LOG_2PI = math.log(2 * math.pi)
 
 @dataclass
 class Best:
-    """What best_elbo found. elbo, entropy, gap, error: nats. The maps are functions of arrays; v and s are variances."""
+    """What best_elbo found, in nats. The maps are functions of arrays; v and s are variances."""
 
     elbo: float
     entropy: float  # H(p_d)
@@ -144,8 +144,8 @@ def best_conditional(moments, floor):
 def elbo(grid, m, v, decoder):
     """L in nats with its gradients in m and log v (the decoder held: it is optimal, so its own terms vanish).
 
-    decoder: a function of z and of the moments -> mu, s. m, v: (x,) -> float, (x,), (x,), float: how far E log q, by quadrature
-    in z, is from its closed form.
+    decoder: a function of z and of the moments -> mu, s.
+    m, v: (x,) -> float, (x,), (x,)
     """
     blocks = list(posterior(grid, m, v))
     moments = moments_of(grid, blocks)
@@ -154,14 +154,12 @@ def elbo(grid, m, v, decoder):
     c = np.stack([grid.log_prior - (np.log(s) + LOG_2PI) / 2 - mu**2 / (2 * s), mu / s, -1 / (2 * s)])
     value = grid.dz @ (c * moments).sum(0) + grid.weight @ ((np.log(v) + LOG_2PI + 1) / 2)
     z = np.stack([np.ones_like(grid.z), grid.z, grid.z**2])
-    table = (np.concatenate([z, z * c[0], z * c[1], z * c[2]]) * grid.dz).T
-    sums = np.concatenate([density @ table[columns] for _, columns, density in blocks]).T.reshape(4, 3, -1)
-    one, first, second = sums[1] + sums[2] * grid.x + sums[3] * grid.x**2
+    table = (np.concatenate([z * c[0], z * c[1], z * c[2]]) * grid.dz).T
+    sums = np.concatenate([density @ table[columns] for _, columns, density in blocks]).T.reshape(3, 3, -1)
+    one, first, second = sums[0] + sums[1] * grid.x + sums[2] * grid.x**2
     grad_m = grid.weight * (first - m * one) / v
     grad_log_v = grid.weight * ((second - 2 * m * first + m**2 * one) / v - one + 1) / 2
-    spread = (sums[0, 2] - 2 * m * sums[0, 1] + m**2 * sums[0, 0]) / v
-    residual = grid.weight @ ((np.log(v) + LOG_2PI) * (sums[0, 0] - 1) + spread - 1) / 2
-    return value, grad_m, grad_log_v, abs(residual)
+    return value, grad_m, grad_log_v
 
 
 def divergence(grid, m, v, decoder):
@@ -269,10 +267,10 @@ def descend(data, prior, floor, spline, start):
 
         def loss(y, grid=grid, matrix=matrix, scale=scale, origin=origin):
             m, log_v = (matrix @ half for half in np.split(origin + scale * y, 2))
-            result, by_m, by_log_v, _ = elbo(grid, m, np.exp(log_v), decoder)
+            result, by_m, by_log_v = elbo(grid, m, np.exp(log_v), decoder)
             return -result, -scale * np.concatenate([by_m @ matrix, by_log_v @ matrix])
 
-        options = {"maxiter": 80, "maxcor": 30, "ftol": 1e-13, "gtol": 1e-9}
+        options = {"maxiter": 80, "maxcor": 30, "ftol": 1e-15, "gtol": 1e-11}
         bounds = np.stack([-limit, limit], 1)
         found = minimize(loss, np.zeros_like(origin), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
         candidate = spline.functions(*np.split(origin + scale * found.x, 2))
@@ -320,7 +318,7 @@ def best_free(data, prior, floor, knots, more_starts):
 
 
 def affine_maps(data, d, tau, rho, floor):
-    """The affine pair whose latent has mean d, deviation tau and correlation rho with the data -> encoder, decoder, dict
+    """The affine maps whose latent has mean d, deviation tau and correlation rho with x -> encoder, decoder, dict
 
     The decoder is the regression of x on z, which is the best affine one. At a fixed d and tau, rho runs along the
     ridge c^2 Var x + v = tau^2 (README.md, section 5).
@@ -377,7 +375,9 @@ def best_elbo(log_p_data, log_prior, family="affine", floor=0.0, knots=80, start
     if not (isinstance(floor, (int, float)) and math.isfinite(floor) and floor >= 0):
         raise UserError(f"the floor {floor} must be a finite standard deviation, at least 0")
     if family == "free" and floor == 0:
-        raise UserError("free maps need a floor above 0 on the decoder's standard deviation: without, no best one exists")
+        raise UserError(
+            "free maps need a floor above 0 on the decoder's standard deviation: without, no best one exists"
+        )
     data = log_p_data if isinstance(log_p_data, Density) else Density(log_p_data, "data density")
     prior = log_prior if isinstance(log_prior, Density) else Density(log_prior, "prior")
     if prior.edges:

@@ -57,8 +57,9 @@ def ridge(slip=0):
     encoder = log_normal(z, centre + c * (x - mu), width)
     decoder = log_normal(x, mu + c * sigma**2 / T * (z - centre), sigma**2 * width / T)
     pointwise = log_normal(x, mu, sigma**2) + encoder - decoder
-    yield "log P(x, z) / p(x|z) = log N(z; eta, tau^2), whatever c and x", pointwise - log_normal(
-        z, centre, T * (1 + slip)
+    yield (
+        "log P(x, z) / p(x|z) = log N(z; eta, tau^2), whatever c and x",
+        pointwise - log_normal(z, centre, T * (1 + slip)),
     )
 
 

@@ -31,8 +31,14 @@ s, v, n, sigma = sp.symbols("s v n sigma", positive=True)
 
 def vanishes(residual):
     """True when sympy reduces the expression, or every entry of the matrix, to exactly 0."""
-    entries = list(residual) if isinstance(residual, sp.MatrixBase) else [residual]
-    return all(sp.simplify(sp.expand_log(sp.sympify(entry), force=True)) == 0 for entry in entries)
+    entries = [sp.sympify(entry) for entry in (residual if isinstance(residual, sp.MatrixBase) else [residual])]
+
+    def reduce(entry):
+        if entry.is_rational_function():
+            return sp.cancel(entry)  # a canonical form
+        return sp.simplify(sp.expand_log(entry, force=True))
+
+    return all(reduce(entry) == 0 for entry in entries)
 
 
 def walk(steps, slipped=None):
@@ -130,7 +136,6 @@ def residue(expression, pole, order):
 def residues(slip=0):
     """A has no zero, real or complex: at one of multiplicity k, (*) has residue -k/2 on the left and 0 on the right."""
     r, w = sp.symbols("r w")  # complex
-    q = sp.symbols("q", positive=True)
     lead = sp.symbols("lead", nonzero=True)
     laurent = sum(coefficient * w**k for k, coefficient in zip(range(-5, 6), sp.symbols("l:11"), strict=True))
     yield (
@@ -138,11 +143,9 @@ def residues(slip=0):
         sp.expand(laurent.diff(w) + slip / w).coeff(w, -1),
     )
     B = sum(coefficient * z**k for k, coefficient in enumerate(sp.symbols("b0:3")))
-    p = sp.symbols("p", real=True)
     cases = {
         "deg A = 1": (lead * (z - r), r, 1),
-        "deg A = 2, a simple zero": (lead * (z - r) * (z - w), r, 1),
-        "deg A = 2, conjugate zeros p +- iq": (lead * ((z - p) ** 2 + q**2), p + sp.I * q, 1),
+        "deg A = 2, a simple zero (of two real or two conjugate ones)": (lead * (z - r) * (z - w), r, 1),
         "deg A = 2, a double zero": (lead * (z - r) ** 2, r, 2),
     }
     for name, (A, pole, k) in cases.items():

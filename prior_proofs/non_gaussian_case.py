@@ -59,8 +59,9 @@ def ridge(slip=0):
     """Equality on the whole ridge a^2 + s = Var, b = E x, with the posterior as encoder; a = 0 included."""
     S = V - a**2
     integrand = log_normal(z, 0, 1) + log_normal(x, a * z + mu, S) - log_normal(z, a * (x - mu) / V, S / V)
-    yield "log p(z) p(x|z) / q(z|x) = log N(x; E x, Var), whatever a and z", integrand - log_normal(
-        x, mu, V * (1 + slip)
+    yield (
+        "log p(z) p(x|z) / q(z|x) = log N(x; E x, Var), whatever a and z",
+        integrand - log_normal(x, mu, V * (1 + slip)),
     )
 
 
@@ -101,8 +102,9 @@ def rate(slip=0):
     error = sum(d * step**k / sp.factorial(k) for k, d in enumerate((t1, t2, t3, t4), 1))
     gap = gamma**2 / (2 * t1**2) - sp.Rational(1, 2) + normal_mean(error**2, u) / (2 * gamma**2)
     series = sp.Poly(sp.expand(gap), gamma)
-    yield "the terms of order 0 and 1 cancel", sp.Matrix([series.coeff_monomial(gamma**k) for k in (0, 1)]).applyfunc(
-        lambda term: term + slip
+    yield (
+        "the terms of order 0 and 1 cancel",
+        sp.Matrix([series.coeff_monomial(gamma**k) for k in (0, 1)]).applyfunc(lambda term: term + slip),
     )
     claimed = 1 / (2 * t1**2) + 3 * t2**2 / (8 * t1**4) + t3 / (2 * t1**3)
     yield "the term of order 2 is as claimed", series.coeff_monomial(gamma**2) - claimed * (1 + slip)
@@ -143,9 +145,11 @@ def construction(floors):
     rows = []
     for floor in floors:
         encoder = elbo.transport_encoder(data, prior, floor, pure=True)
-        value, error, _ = elbo.evaluate(
-            data, prior, *encoder, lambda y, moments, s=floor**2: (data.quantile(prior.logit(y)), np.full_like(y, s)), floor
-        )
+
+        def decoder(y, moments, s=floor**2):
+            return data.quantile(prior.logit(y)), np.full_like(y, s)
+
+        value, error, _ = elbo.evaluate(data, prior, *encoder, decoder, floor)
         rows.append([floor, -data.entropy - value, error])
     return "Dai-Wipf construction, mixture", rows
 

@@ -122,11 +122,13 @@ def table(record):
             print(f"    floor {row['floor']:<7g} {row['gap']:.5e} +- {row['error']:.0e}   [{others}]")
     worst = max(r["identity"] for rows in record["free"].values() for r in rows)
     worst = max(worst, *(r["identity"] for r in record["affine"].values()))
-    print(f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {elbo.IDENTITY_TOLERANCE:.0e} would be an error")
+    print(
+        f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {elbo.IDENTITY_TOLERANCE:.0e} would be an error"
+    )
 
 
 def draw(path, title, cases, control, floors, record, maps, shown):
-    """One figure: gaps against the floor with the controls in a strip at zero; the best maps for `shown` = (case, floors).
+    """Gaps against the floor, the controls in a strip at zero, and the best maps of `shown` = (case, floors).
 
     Reads the record and the maps only; writes one file.
     """
@@ -143,19 +145,18 @@ def draw(path, title, cases, control, floors, record, maps, shown):
         top.axhline(record["affine"][case.key]["gap"], color=colour, ls="--", lw=1.2)
     top.plot([], [], color="0.4", ls="--", lw=1.2, label="affine maps (no floor needed)")
     top.set(xscale="log", yscale="log", ylabel="smallest gap found, $-H(p_d) - L$ (nats)")
-    top.legend(fontsize=8.5, loc="lower right")
+    top.legend(fontsize=8.5, loc="lower left")
     top.grid(alpha=0.25)
     control_gaps = [row["gap"] for row in record["free"][control.key]]
     strip.plot(floors, control_gaps, "s", color="0.25", ms=5)
     strip.axhline(0, color="0.25", lw=0.8)
-    if "positive control" in record:
-        value = record["positive control"]["gap"]
-        strip.axhline(value, color="0.25", ls=":", label=f"neither Gaussian, exact maps: {value:.0e}")
     strip.set(ylim=(-1e-9, 1e-9), yticks=[0], xlabel=r"floor on the decoder's standard deviation $\sqrt{s}$")
     worst = max(abs(gap) for gap in control_gaps)
-    strip.text(0.02, 0.9, f"control, {control.label}: at most {worst:.0e}", transform=strip.transAxes, va="top", fontsize=8.5)
+    note = f"control, {control.label}: at most {worst:.0e}"
+    strip.text(0.02, 0.9, note, transform=strip.transAxes, va="top", fontsize=8.5)
     if "positive control" in record:
-        strip.text(0.02, 0.1, f"control, neither Gaussian, exact maps: {value:.0e}", transform=strip.transAxes, fontsize=8.5)
+        note = f"control, neither Gaussian, its exact maps: {record['positive control']['gap']:.0e}"
+        strip.text(0.02, 0.1, note, transform=strip.transAxes, fontsize=8.5)
     strip.set_xticks(floors, [f"{floor:g}" for floor in floors])
     strip.xaxis.set_minor_locator(NullLocator())
     strip.invert_xaxis()
@@ -169,8 +170,11 @@ def draw(path, title, cases, control, floors, record, maps, shown):
     axes[0, 0].legend(fontsize=8, loc="upper left")
     axes[1, 0].set_ylabel("density of $x$")
     axes[2, 0].set_ylabel("density of $z$")
-    axes[1, 0].legend(fontsize=8)
-    axes[2, 0].legend(fontsize=8)
+    for row in axes[1:]:
+        row[0].legend(fontsize=8, loc="upper left", ncols=2)
+        top_of_row = 1.4 * max(axis.get_ylim()[1] for axis in row)
+        for axis in row:
+            axis.set_ylim(0, top_of_row)  # room for the legend
     with runs.writing(path) as part:
         figure.savefig(part, dpi=100)
     plt.close(figure)
@@ -186,8 +190,11 @@ def draw_maps(axes, case, best, floor):
     mu, s = best.decoder_mean(z), best.decoder_variance(z)
     p = np.exp(data(x) - (z[:, None] - m) ** 2 / (2 * v) - np.log(2 * np.pi * v) / 2)
     q = np.exp(prior(z)[:, None] - (x - mu[:, None]) ** 2 / (2 * s[:, None]) - np.log(2 * np.pi * s[:, None]) / 2)
-    top = np.sqrt(p / p.max())  # the root shows the thin bridges between the modes
-    joint.imshow(top, origin="lower", aspect="auto", extent=(x[0], x[-1], z[0], z[-1]), cmap="Greys", vmax=1.6)
+    shade = np.sqrt(p / p.max())  # the root shows the thin bridges between the modes
+    dx, dz = x[1] - x[0], z[1] - z[0]
+    m = np.where(p.sum(0) > 1e-4 * p.sum(0).max(), m, np.nan)  # where there are data
+    mu = np.where(p.sum(1) > 1e-4 * p.sum(1).max(), mu, np.nan)  # and codes
+    joint.imshow(shade, origin="lower", aspect="auto", extent=(x[0], x[-1], z[0], z[-1]), cmap="Greys", vmax=1.6)
     joint.plot(x, m, color="#0072b2", label=r"encoder $m(x) \pm \sqrt{v(x)}$")
     joint.fill_between(x, m - np.sqrt(v), m + np.sqrt(v), color="#0072b2", alpha=0.25, lw=0)
     joint.plot(mu, z, color="#d55e00", label=r"decoder $\mu(z) \pm \sqrt{s(z)}$")
@@ -195,10 +202,10 @@ def draw_maps(axes, case, best, floor):
     joint.set(xlim=(x[0], x[-1]), ylim=(z[0], z[-1]), xlabel="data $x$")
     joint.set_title(f"floor {floor:g}: gap {best.gap:.2g} nats", fontsize=10)
     over_x.fill_between(x, np.exp(data(x)), color="0.85", label="data $p_d$")
-    over_x.plot(x, q.sum(0) * (z[1] - z[0]), color="#d55e00", label="model")
+    over_x.plot(x, q.sum(0) * dz, color="#d55e00", label="model")
     over_x.set(xlabel="$x$", xlim=(x[0], x[-1]), ylim=(0, None))
     over_z.fill_between(z, np.exp(prior(z)), color="0.85", label="prior $p$")
-    over_z.plot(z, p.sum(1) * (x[1] - x[0]), color="#0072b2", label="aggregate posterior")
+    over_z.plot(z, p.sum(1) * dx, color="#0072b2", label="aggregate posterior")
     over_z.set(xlabel="$z$", xlim=(z[0], z[-1]), ylim=(0, None))
 
 
