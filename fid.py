@@ -18,7 +18,12 @@ From Python (vae.py does this), with `images` a uint8 tensor (N, 3, H, W), or an
 Symbols: mu (D,) and sigma (D, D) are mean and covariance (n - 1 in the denominator) of n feature vectors, D = 2048.
 
 Where it differs from pytorch-fid: batch norm is folded into the convolutions (in float64), TF32 is off on every
-device, sums run in float64, and the matrix root is taken from Cholesky factors, not by scipy's sqrtm.
+device, sums run in float64, and the matrix root is taken from Cholesky factors, not by scipy's sqrtm. Stated and
+tested: the same number to 1e-4 of it.
+
+Measured with benchmarks/fid.py --images 250, seeded random weights, torch 2.13.0, on 2 cores of an AMD EPYC that other
+work shared (both programs in turn): 250 + 250 images in 158 s where pytorch-fid took 374 s, and the same number to
+6e-6; the distance alone, 5000 images a side, in 3.7 s where it took 64.6 s, to 4e-14. On CUDA: not measured.
 """
 
 import hashlib

@@ -326,7 +326,7 @@ def test_official_weights_are_found_in_order_and_verified(weights, tmp_path, mon
 def test_other_weights_are_no_fid(inception, weights, capsys):
     assert "FID" not in inception.name and inception.key == "fd" and inception.dims == 2048
     extractors.Inception(weights, torch.device("cpu"))
-    assert "not the official weights" in capsys.readouterr().err.replace("does not hold the", "not the")
+    assert "does not hold the official weights: the number is not an FID" in capsys.readouterr().err
 
 
 def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch, refused, two):
