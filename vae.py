@@ -22,7 +22,10 @@ Choices, and deviations from the papers
   errors would hardly count against the KL. The best sigma2 of each batch replaces a trained log-variance.
 - Bits per dimension are those of dequantised images; training sees the undisturbed ones.
 - Kingma & Welling train with Adagrad and minibatches of 100; here it is Adam with batches of 128.
-@CHOICES@
+- Measured on 5,000 held-out training images after two epochs on the others (--holdout 5000 --epochs 2 --precision bf16,
+  seed 0): ELBO in nats of the trained and of the averaged weights. Cosine schedule: 2555 and 2546 at a rate of 2e-3,
+  2644 and 2637 at 1e-3, 2677 and 2672 at 5e-4. Constant: 2660 and 2753 at 1e-3, 2635 and 2822 at 5e-4, 2657 and 2801
+  at 2.5e-4. So: constant, 5e-4, averaged. Two epochs are few; a longer training may want another schedule.
 """
 
 import argparse
@@ -59,7 +62,7 @@ def parse_args(argv=None):
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
     parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=1e-3, help="Adam's peak learning rate")
+    parser.add_argument("--lr", type=runs.number(float, above=0), default=5e-4, help="Adam's peak learning rate")
     parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
     parser.add_argument("--ema", type=runs.number(float, 0, 1), default=0.999, help="decay of the averaged weights")
     parser.add_argument(
