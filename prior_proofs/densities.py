@@ -32,12 +32,12 @@ def gauss(edges):
 
 
 def fejer(edges):
-    """Composite Fejer rule (Chebyshev nodes): shares no node and no weight with `gauss`. edges: (n+1,) -> (11n,)"""
+    """Composite Fejer rule (Chebyshev nodes): shares no node with `gauss`. edges: (n+1,) -> (11n,)"""
     angle = (np.arange(FEJER) + 0.5) * math.pi / FEJER
     k = np.arange(1, FEJER // 2 + 1)
     weights = 2 / FEJER * (1 - 2 * (np.cos(2 * np.outer(angle, k)) / (4 * k**2 - 1)).sum(1))
     half, mid = np.diff(edges) / 2, (edges[1:] + edges[:-1]) / 2
-    return (mid[:, None] + half[:, None] * np.cos(angle)).ravel(), (half[:, None] * weights).ravel()
+    return (mid[:, None] - half[:, None] * np.cos(angle)).ravel(), (half[:, None] * weights).ravel()
 
 
 class Density:
@@ -80,7 +80,7 @@ class Density:
             if not np.isfinite(values).any():
                 raise UserError(f"the {self.role}'s log-density is -infinity at every point tried: it is no density")
             best = int(np.argmax(values))
-            if best == np.argmin(np.abs(grid)) and values[best] == values.max() and grid[best] == 0.0:
+            if grid[best] == 0.0:
                 return 0.0  # keep a symmetric density symmetric
             low, high = grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]
             grid = np.linspace(low, high, 9)
