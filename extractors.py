@@ -63,6 +63,21 @@ def load_extractor(weights=None, features=None, device="cpu", fast=None):
     return Exported(Path(features), device)
 
 
+def wanted_extractor(fid, features, device):
+    """What a model's --fid (auto, off or a number) and --features ask for, or None: `auto` is off on a CPU.
+
+    Without the weights it says so and returns None, so that a training goes on; a bad --features raises UserError.
+    """
+    if fid == "off" or (fid == "auto" and device.type == "cpu"):
+        return None
+    try:
+        return load_extractor(features=features, device=device)
+    except UserError as error:
+        if features:
+            raise
+        note(f"there will be no FID: {error}")
+
+
 def find_weights(path=None):
     path = path or os.environ.get("FID_WEIGHTS")
     if path:
@@ -78,7 +93,7 @@ def find_weights(path=None):
         except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
             raise UserError(
                 f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
-                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or name it with --weights"
+                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or its path in FID_WEIGHTS"
             ) from error
     return path
 

@@ -13,7 +13,8 @@ From Python (vae.py does this), with `images` a uint8 tensor (N, 3, H, W), or an
     extractor = fid.load_extractor(weights=None, features=None, device=device, fast=None)
     mu, sigma, n = fid.statistics(images, extractor, batch_size=None, progress=None)
     mu, sigma, n = fid.cached_statistics(images, extractor, folder, label, batch_size=None, progress=None)
-    distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)  # metrics.json: {extractor.key: distance}
+    distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
+    metrics |= fid.distances((mu, sigma, n), {"generation": make_images}, extractor)
 
 Symbols: mu (D,) and sigma (D, D) are mean and covariance (n - 1 in the denominator) of n feature vectors, D = 2048.
 
@@ -48,7 +49,7 @@ from tqdm import tqdm
 
 import data
 import runs
-from extractors import WEIGHTS, first_line, load_extractor, note, precision
+from extractors import WEIGHTS, first_line, load_extractor, note, precision, wanted_extractor  # noqa: F401
 from runs import UserError
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # pytorch-fid's
@@ -204,6 +205,19 @@ def square_root(sigma):
     factor = torch.empty(len(sigma), rank, dtype=torch.float64)
     factor[torch.from_numpy(pivots).long() - 1] = torch.from_numpy(np.tril(packed)[:, :rank])
     return factor
+
+
+def distances(real, sets, extractor):
+    """For metrics.json: the distance of each of several sets to the same images -> {"fid_<name>": ..., "fid_features"}.
+
+    real: `statistics` of those images; sets: {name: a function that makes uint8 images (N, 3, H, W)}. With other
+    features than the official Inception's the keys begin with "fd".
+    """
+    found = {f"{extractor.key}_features": extractor.name}
+    for name, make in sets.items():
+        mu, sigma, _ = statistics(make(), extractor, progress=name)
+        found[f"{extractor.key}_{name}"] = frechet_distance(mu, sigma, *real[:2])
+    return found
 
 
 def kernel_distance(x, y, seed=0):

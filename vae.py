@@ -271,22 +271,10 @@ def draw_latents(vae, n, prior, images, seed):
     return codes.mean(0).to(z) + z @ scale.T.to(z)
 
 
-def load_extractor(args, device):
-    """The network for the distances as --fid and --features say, or None with a word why there will be none."""
-    if args.sample or args.fid == "off" or (args.fid == "auto" and device.type == "cpu"):
-        return None
-    try:
-        return fid.load_extractor(features=args.features, device=device)
-    except runs.UserError as error:
-        if args.features:
-            raise
-        print(f"no FID at the end of this run: {error}")
-
-
 def distances(vae, args, images, test, extractor):
     """Frechet distances of four sets of uint8 images to the test images -> {"fid_reconstruction": ..., ...}.
 
-    fid_floor is that of as many training images: what a perfect model would get. See fid.py for the keys' first part.
+    "floor" are as many training images: what a perfect model would get. extractor.key gives the keys' first part.
     """
     n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
     shuffle = runs.generator("cpu", args.seed, "floor")
@@ -298,11 +286,7 @@ def distances(vae, args, images, test, extractor):
     }
     label = f"{Path(args.data).name}-test"
     real = fid.cached_statistics(test, extractor, args.data_dir, label, progress="test images")
-    found = {f"{extractor.key}_images": n, f"{extractor.key}_features": extractor.name}
-    for name, make in sets.items():
-        mu, sigma, _ = fid.statistics(make(), extractor, progress=name)
-        found[f"{extractor.key}_{name}"] = fid.frechet_distance(mu, sigma, *real[:2])
-    return found
+    return {f"{extractor.key}_images": n} | fid.distances(real, sets, extractor)
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
@@ -413,7 +397,8 @@ def main(argv=None):
     run = runs.Run(args, "vae.py")
     images, _, test, _ = data.splits(args, device)
     runs.check_batch(args.batch_size, len(images))
-    extractor = load_extractor(args, device)  # before training, to say what is missing while it can be helped
+    # before training, to say what is missing while it can be helped
+    extractor = None if args.sample else fid.wanted_extractor(args.fid, args.features, device)
     if args.eval_only or args.sample:
         state = run.load()
         vae, seconds = VAE(args.latent_dim, args.sigma).to(device), state["seconds"]
@@ -440,11 +425,9 @@ def main(argv=None):
         data.plot_grid(decode(vae, z), run / f"samples-{prior}.png", f"samples, {text}")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
-    if args.fid == "auto" and device.type == "cpu":
-        print(
-            f"  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:\n"
-            f"  python vae.py --name {args.name} --eval-only --fid 10000"
-        )
+    if args.fid == "auto" and not extractor:
+        print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
+        print(f"  python vae.py --name {args.name} --eval-only --fid 10000")
 
 
 if __name__ == "__main__":
