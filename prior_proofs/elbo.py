@@ -97,7 +97,8 @@ class Grid:
             x_edges, z_edges = (np.sort(np.append(e, (e[1:] + e[:-1]) / 2)) for e in (x_edges, z_edges))
         self.x, weight = rule(x_edges)
         self.z, self.dz = rule(z_edges)
-        self.log_data, self.log_prior = data(self.x), prior(self.z)
+        self.log_data = np.maximum(data(self.x), -1e4)  # a hole in the support has weight 0, not 0 times -infinity
+        self.log_prior = prior(self.z)
         if not np.isfinite(self.log_prior).all():
             raise vanishing_prior(self.z[~np.isfinite(self.log_prior)])
         self.weight = np.exp(self.log_data) * weight

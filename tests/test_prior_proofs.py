@@ -199,6 +199,13 @@ def test_gradient_is_the_derivative():
     assert (up - down) / (2 * step) == pytest.approx(by_m @ along[0] + by_log_v @ along[1], rel=1e-5)
 
 
+def test_data_may_have_a_hole_in_their_support():
+    two_blocks = lambda x: np.where(np.abs(np.abs(x) - 2) < 1, -math.log(4), -np.inf)  # noqa: E731
+    best = elbo.best_elbo(two_blocks, normal)
+    assert best.entropy == pytest.approx(math.log(4), abs=1e-10)
+    assert best.gap == pytest.approx(math.log(2 * math.pi * math.e * 13 / 3) / 2 - math.log(4), abs=1e-8)
+
+
 def test_unresolved_quadrature_is_an_error_not_a_number(monkeypatch):
     honest = elbo.divergence
     monkeypatch.setattr(elbo, "divergence", lambda *a: honest(*a) + 1e-5)
