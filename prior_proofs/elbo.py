@@ -84,6 +84,7 @@ class Grid:
 
         x_edges = split(between(data.breaks, data.low, data.high), rough)
         middle = (x_edges[1:] + x_edges[:-1]) / 2
+        middle = middle[np.isfinite(data(middle))]  # a hole in the support needs no codes
         m, spread = mean(middle), np.sqrt(variance(middle))
         reach = 9 * spread
 
@@ -232,7 +233,7 @@ def transport_encoder(data, prior, floor, pure=False):
         return prior.quantile(np.clip(data.logit(x), -27, 27))  # beyond: 1e-12 of the mass
 
     def variance(x):
-        slope = np.exp(np.clip(prior(mean(x)) - data(x), -40, 40))  # T' at z = m(x)
+        slope = np.exp(np.clip(prior(mean(x)) - data(x), -40, 16))  # T' at z = m(x)
         if pure:
             return floor**2 / slope**2
         return 1 / (1 / prior.variance + slope**2 / (floor**2 * np.maximum(1, slope)))
