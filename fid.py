@@ -48,6 +48,7 @@ from scipy.linalg import lapack
 from tqdm import tqdm
 
 import data
+import devices
 import runs
 from extractors import WEIGHTS, first_line, load_extractor, note, precision, wanted_extractor  # noqa: F401
 from runs import UserError
@@ -230,7 +231,7 @@ def kernel_distance(x, y, seed=0):
     if n < 4:
         raise UserError(f"--kid takes at least 4 images on each side, not {n}: add some")
     size = max(2, min(1000, n // 10))
-    draws = [torch.randperm(len(f), generator=runs.generator("cpu", seed, "kid", i)) for i, f in enumerate((x, y))]
+    draws = [torch.randperm(len(f), generator=devices.generator("cpu", seed, "kid", i)) for i, f in enumerate((x, y))]
     values = []
     for i in range(n // size):
         a, b = (f[draw[i * size : (i + 1) * size]].double() for f, draw in zip((x, y), draws, strict=True))
@@ -363,7 +364,7 @@ def compare(texts, sides, extractor, args, limit=None):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = runs.start(args.device)
+    device = devices.start(args.device)
     texts = [args.first] if args.save_stats else [args.first, args.second]
     sides = [find_side(text) for text in texts]
     given = [value for kind, value in sides if kind == "stats"]

@@ -40,6 +40,7 @@ from torch import nn
 from tqdm import tqdm
 
 import data
+import devices
 import fid
 import runs
 
@@ -216,7 +217,7 @@ def evaluate(vae, images, seed, batch_size=500):
     A latent unit is active when its mean varies with the image by more than 0.01 (Burda et al. 2016, 1509.00519).
     """
     vae.eval()
-    noise = runs.generator(images.device, seed, "evaluate")
+    noise = devices.generator(images.device, seed, "evaluate")
     sums, means = torch.zeros(3), []
     for part in images.split(batch_size):
         x = part.float() / 255
@@ -244,7 +245,7 @@ def evaluate(vae, images, seed, batch_size=500):
 def encode(vae, images, seed=None, batch_size=500):
     """Codes (N, Z) of uint8 images: the means, or with a seed one sample of q(z|x) each."""
     vae.eval()
-    noise = runs.generator(images.device, seed, "encode")
+    noise = devices.generator(images.device, seed, "encode")
     codes = []
     for part in images.split(batch_size):
         mu, logvar = vae.encoder(part.float() / 255)
@@ -263,7 +264,7 @@ def decode(vae, z, batch_size=500):
 
 def draw_latents(vae, n, prior, images, seed):
     """z (n, Z) from N(0, I), or for prior 'expost' from the full Gaussian fitted to one code of each image."""
-    noise = runs.generator(images.device, seed, "latents")
+    noise = devices.generator(images.device, seed, "latents")
     z = torch.randn(n, vae.encoder.mu.out_features, device=images.device, generator=noise)
     if prior == "normal":
         return z
@@ -278,7 +279,7 @@ def distances(vae, args, images, test, extractor):
     "floor" are as many training images: what a perfect model would get. extractor.key gives the keys' first part.
     """
     n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
-    shuffle = runs.generator("cpu", args.seed, "floor")
+    shuffle = devices.generator("cpu", args.seed, "floor")
     sets = {
         "reconstruction": lambda: decode(vae, encode(vae, test[:n])),
         "generation": lambda: decode(vae, draw_latents(vae, n, "normal", images, args.seed)),
@@ -310,16 +311,16 @@ def make_step(vae, average, optimizer, images, args):
     def step(index, flip, eps, keep):
         optimizer.zero_grad(set_to_none=True)
         x = data.batch(images, index, flip)
-        with runs.autocast(images.device, args.precision):
+        with devices.autocast(images.device, args.precision):
             nll, kl, mse = elbo_terms(vae, x, eps)
         loss = (nll + args.beta * kl).mean()
         loss.backward()
         runs.average_gradients(parameters)
         optimizer.step()
-        runs.average_weights(average, vae, keep)
+        devices.average_weights(average, vae, keep)
         return torch.stack([loss, nll.mean(), kl.mean(), mse]).detach()
 
-    return runs.Captured(step) if args.capture else step
+    return devices.Captured(step) if args.capture else step
 
 
 def train(args, run, device, images, test):
@@ -330,7 +331,7 @@ def train(args, run, device, images, test):
     torch.manual_seed(args.seed)  # the initial weights
     vae = VAE(args.latent_dim, args.sigma).to(device)
     average = copy.deepcopy(vae)
-    optimizer = runs.adam(vae.parameters(), args.lr, device)
+    optimizer = devices.adam(vae.parameters(), args.lr, device)
     recent = torch.zeros(4, device=device)  # sums of loss, nll, kl, mse since the last log line
     first, seconds = 0, 0.0
     if args.resume:
@@ -361,14 +362,14 @@ def train(args, run, device, images, test):
         for step in range(first, total):
             epoch, i = divmod(step, per_epoch)
             if i == 0 or step == first:
-                shuffle = runs.generator("cpu", args.seed, "order", epoch)
+                shuffle = devices.generator("cpu", args.seed, "order", epoch)
                 order = torch.randperm(len(images), generator=shuffle).to(device)
-            noise = runs.generator(device, args.seed, "noise", step)
+            noise = devices.generator(device, args.seed, "noise", step)
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
             eps = torch.randn(args.batch_size, args.latent_dim, device=device, generator=noise)
             index = order[i * args.batch_size : (i + 1) * args.batch_size]
-            lr = runs.learning_rate(step, total, args.lr, args.schedule)
-            runs.set_lr(optimizer, lr)
+            lr = devices.learning_rate(step, total, args.lr, args.schedule)
+            devices.set_lr(optimizer, lr)
             keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
             recent += update(*map(runs.shard, (index, flip, eps)), keep)
             done = step + 1
@@ -394,7 +395,7 @@ def train(args, run, device, images, test):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = runs.start(args.device, args.precision, args.capture)
+    device = devices.start(args.device, args.precision, args.capture)
     run = runs.Run(args, "vae.py")
     images, _, test, _ = data.splits(args, device)
     runs.check_batch(args.batch_size, len(images))

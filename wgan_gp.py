@@ -57,6 +57,7 @@ from scipy.spatial.distance import cdist
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+import devices
 import runs
 
 MEANS = ((0.5, 0.5), (-0.5, -0.5))
@@ -270,13 +271,13 @@ def measure(sample, sigma, draws, *key):
     """
     rows = []
     for draw in range(draws):
-        stream = runs.generator("cpu", *key, draw)
+        stream = devices.generator("cpu", *key, draw)
         x = sample(N_PLOT, stream)
         modes, core = w2_modes(x, sigma, stream), w2_modes(x, sigma, stream, reach=4)
         rows.append([w2(x, sample_real(N_PLOT, sigma, stream)), *modes, *core])
     mean = np.mean(rows, 0).tolist()
     found = {"w2": mean[0], "w2_mode": mean[1:3], "w2_mode_core": mean[3:5]}
-    return found | statistics(sample(N_STATISTICS, runs.generator("cpu", *key, "statistics")), sigma)
+    return found | statistics(sample(N_STATISTICS, devices.generator("cpu", *key, "statistics")), sigma)
 
 
 def goals(metrics, sigma):
@@ -385,8 +386,8 @@ def build(args, device):
         "generator": generator,
         "critic": critic,
         "averaged": copy.deepcopy(generator).requires_grad_(False),
-        "generator_optimizer": runs.adam(generator.parameters(), args.lr, device, betas=BETAS),
-        "critic_optimizer": runs.adam(critic.parameters(), args.critic_lr, device, betas=BETAS),
+        "generator_optimizer": devices.adam(generator.parameters(), args.lr, device, betas=BETAS),
+        "critic_optimizer": devices.adam(critic.parameters(), args.critic_lr, device, betas=BETAS),
     }
 
 
@@ -397,7 +398,7 @@ def sampler(generator, args, device):
 
 def iterate(args, device, step, critic_steps, generator_step):
     """One generator iteration: one draw for all of it, K critic steps, one generator step. -> critic_steps' result."""
-    stream, shape = runs.generator(device, args.seed, "train", step), (args.critic_steps, args.batch_size)
+    stream, shape = devices.generator(device, args.seed, "train", step), (args.critic_steps, args.batch_size)
     n = math.prod(shape)
     x_real = sample_real(n, args.sigma, stream, device).view(*shape, 2)
     z = sample_latent(n + args.batch_size, args.latent_dim, stream, device)
@@ -408,7 +409,7 @@ def iterate(args, device, step, critic_steps, generator_step):
 
 def train(args):
     """Train and measure; -> metrics. Leaves pictures, log, metrics and checkpoint in runs/NAME."""
-    device = runs.start(args.device)
+    device = devices.start(args.device)
     if args.capture and device.type != "cuda":
         raise runs.UserError("--capture needs CUDA: leave it away, or choose --device cuda")
     torch.set_num_threads(args.threads)
@@ -428,17 +429,17 @@ def train(args):
     else:
         run.begin()
     if args.capture:
-        steps = [runs.Captured(step) for step in steps]
+        steps = [devices.Captured(step) for step in steps]
     # What real samples measure against real samples: no generator can be asked for less.
     truth = measure(lambda n, stream: sample_real(n, args.sigma, stream), args.sigma, DRAWS, args.seed, "truth")
     floors = {"w2_floor": truth["w2"], "w2_mode_floor": float(np.mean(truth["w2_mode"]))}
-    x_real = sample_real(N_PLOT, args.sigma, runs.generator("cpu", args.seed, "plot")).numpy()
+    x_real = sample_real(N_PLOT, args.sigma, devices.generator("cpu", args.seed, "plot")).numpy()
 
     def seconds():
         return before + time.perf_counter() - began
 
     def look(step, path):
-        x = sample(N_PLOT, runs.generator("cpu", args.seed, "plot latent")).numpy()  # the same z in every picture
+        x = sample(N_PLOT, devices.generator("cpu", args.seed, "plot latent")).numpy()  # the same z in every picture
         plot_density(x, x_real, args.sigma, f"after {step} generator iterations", path, critic_grid(critic, device))
 
     def save(step):
@@ -447,8 +448,8 @@ def train(args):
     with runs.stop_on_signal() as stop:
         for step in range(done + 1, args.iterations + 1):
             decay = 1 - (step - 1) / args.iterations
-            runs.set_lr(models["generator_optimizer"], args.lr * decay)
-            runs.set_lr(models["critic_optimizer"], args.critic_lr * decay)
+            devices.set_lr(models["generator_optimizer"], args.lr * decay)
+            devices.set_lr(models["critic_optimizer"], args.critic_lr * decay)
             estimate, x_interp = iterate(args, device, step, *steps)
             plot = step % args.plot_every == 0 or step == args.iterations
             if plot or step % 50 == 0:
@@ -487,13 +488,13 @@ def train(args):
 
 def draw(args):
     """--sample: N samples of the averaged generator, in runs/NAME/samples.npy (N, 2) float32 and samples.png."""
-    device, run = runs.start(args.device), runs.Run(args, "wgan_gp.py")
+    device, run = devices.start(args.device), runs.Run(args, "wgan_gp.py")
     averaged = build(args, device)["averaged"]
     runs.load_weights(averaged, run.load()["averaged"], run / "checkpoint.pt")
-    x = sampler(averaged, args, device)(args.sample, runs.generator("cpu", args.seed, "sample")).numpy()
+    x = sampler(averaged, args, device)(args.sample, devices.generator("cpu", args.seed, "sample")).numpy()
     with runs.writing(run / "samples.npy") as part:
         np.save(part, x)
-    x_real = sample_real(N_PLOT, args.sigma, runs.generator("cpu", args.seed, "plot")).numpy()
+    x_real = sample_real(N_PLOT, args.sigma, devices.generator("cpu", args.seed, "plot")).numpy()
     plot_density(x[:N_PLOT], x_real, args.sigma, f"{run.folder}: samples", run / "samples.png")
     print(f"{run / 'samples.npy'}: {len(x)} x 2; {run / 'samples.png'} shows {min(N_PLOT, len(x))} of them")
 

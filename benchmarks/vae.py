@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts lie one folder up
 import data
+import devices
 import runs
 import vae
 
@@ -92,11 +93,11 @@ def ours(args, device):
     images = torch.randint(0, 256, (50_000, 3, 32, 32), dtype=torch.uint8, device=device)
     model = vae.VAE().to(device)
     settings = SimpleNamespace(precision=precision, beta=1.0, capture=args.row.startswith("graph"))
-    optimizer = runs.adam(model.parameters(), 1e-3, device)
+    optimizer = devices.adam(model.parameters(), 1e-3, device)
     update = vae.make_step(model, vae.copy.deepcopy(model), optimizer, images, settings)
 
     def step(i):
-        noise = runs.generator(device, 0, "noise", i)
+        noise = devices.generator(device, 0, "noise", i)
         index = torch.randint(0, len(images), (args.batch_size,), device=device, generator=noise)
         flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
         eps = torch.randn(args.batch_size, 128, device=device, generator=noise)
@@ -107,9 +108,9 @@ def ours(args, device):
 
 def measure(args):
     precision = args.row.removeprefix("graph-")
-    device = runs.pick_device(args.device)
+    device = devices.pick_device(args.device)
     if args.row not in ("plain", "returned"):
-        runs.start(args.device, precision)
+        devices.start(args.device, precision)
     elif device.type == "cuda":  # PyTorch's own defaults for the plain loop
         torch.backends.cudnn.benchmark = False
     step = plain(args, device) if args.row == "plain" else ours(args, device)
@@ -121,7 +122,7 @@ def main(argv=None):
     if args.row:
         print(measure(args))
         return
-    device = runs.pick_device(args.device)
+    device = devices.pick_device(args.device)
     rows = [row for row in ROWS if device.type == "cuda" or not row.startswith(("graph", "tf32"))]
     rows = [row for row in rows if device.type == "cpu" or row != "returned"]
     found = {}

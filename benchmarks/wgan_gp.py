@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import devices
 import runs  # noqa: E402
 import wgan_gp  # noqa: E402
 
@@ -56,7 +57,7 @@ def ours(args, device):
     models = wgan_gp.build(args, device)
     steps = wgan_gp.make_steps(args, **models)
     if args.capture:
-        steps = [runs.Captured(step) for step in steps]
+        steps = [devices.Captured(step) for step in steps]
     return lambda step: wgan_gp.iterate(args, device, step, *steps)
 
 
@@ -69,7 +70,7 @@ def main():
     flags = parser.parse_args()
     args = wgan_gp.parse_args([])
     args.capture = flags.capture
-    device = runs.start(flags.device)
+    device = devices.start(flags.device)
     if args.capture and device.type != "cuda":
         raise runs.UserError("--capture needs CUDA: leave it away, or choose --device cuda")
     torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""runs.py: files that appear whole or not at all, flags that continue a run, ranks that agree, errors in one sentence.
+"""runs.py and devices.py: files that appear whole or not at all, flags that continue a run, ranks that agree, errors in one sentence.
 
 pytest tests/test_runs.py
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import devices
 import runs
 from runs import UserError
 
@@ -51,7 +52,7 @@ def test_bad_flags_get_one_sentence(argv, words, refused):
 @pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta", "cpu:1"])
 def test_unknown_devices_get_one_sentence(name):
     with pytest.raises(UserError, match="--device"):
-        runs.pick_device(name)
+        devices.pick_device(name)
 
 
 def saved(width):
@@ -162,7 +163,7 @@ def test_the_log_is_rewound_and_survives_a_cut_line(in_tmp):
 
 def test_generators_are_functions_of_their_key():
     def draw(*key):
-        return torch.rand(4, generator=runs.generator("cpu", *key))
+        return torch.rand(4, generator=devices.generator("cpu", *key))
 
     assert torch.equal(draw(0, "noise", 1), draw(0, "noise", 1))
     others = [draw(0, "noise", 2), draw(1, "noise", 1), draw(0, "order", 1)]
@@ -170,10 +171,10 @@ def test_generators_are_functions_of_their_key():
 
 
 def test_the_learning_rate_rises_then_falls():
-    rates = [runs.learning_rate(step, 1000, 1.0, "cosine") for step in range(1000)]
+    rates = [devices.learning_rate(step, 1000, 1.0, "cosine") for step in range(1000)]
     assert rates[0] < 0.06 and max(rates) > 0.99 and rates[-1] < 1e-4
     assert rates.index(max(rates)) == pytest.approx(20, abs=2)
-    assert runs.learning_rate(999, 1000, 0.3, "constant") == 0.3
+    assert devices.learning_rate(999, 1000, 0.3, "constant") == 0.3
 
 
 def test_averaged_weights_and_statistics_follow_the_model():
@@ -181,26 +182,26 @@ def test_averaged_weights_and_statistics_follow_the_model():
     torch.nn.init.constant_(model.weight, 3.0)
     model.running_mean += 10
     model.num_batches_tracked += 7
-    runs.average_weights(average, model, torch.tensor(0.75))
+    devices.average_weights(average, model, torch.tensor(0.75))
     assert average.weight.tolist() == [1.5, 1.5] and average.running_mean.tolist() == [2.5, 2.5]
     assert average.num_batches_tracked == 7 and model.weight.tolist() == [3.0, 3.0]
 
 
 def test_adam_and_set_lr_move_by_the_learning_rate():
     w = torch.nn.Parameter(torch.zeros(1))
-    optimizer = runs.adam([w], 1.0, torch.device("cpu"))
-    runs.set_lr(optimizer, 0.25)
+    optimizer = devices.adam([w], 1.0, torch.device("cpu"))
+    devices.set_lr(optimizer, 0.25)
     w.sum().backward()
     optimizer.step()
     assert w.item() == pytest.approx(-0.25, rel=1e-5)  # Adam's first step is the learning rate
 
 
 RANKS = """
-import torch, torch.nn as nn, runs
-device = runs.start("cpu")
+import torch, torch.nn as nn, devices, runs
+device = devices.start("cpu")
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
-x = torch.randn(8, 5, generator=runs.generator("cpu", 0, "x"))
+x = torch.randn(8, 5, generator=devices.generator("cpu", 0, "x"))
 mine = runs.shard(x)
 net(mine).square().mean().backward()
 runs.average_gradients(net.parameters())

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import devices
 import runs
 import wgan_gp
 
@@ -18,7 +19,7 @@ SIGMA = 0.1
 
 
 def stream(*key):
-    return runs.generator("cpu", *key)
+    return devices.generator("cpu", *key)
 
 
 def real(n, *key):
