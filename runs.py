@@ -408,11 +408,27 @@ class Run:
             ) from error
         write_json(self / "args.json", {"script": self.script, **self.args, **versions()})
 
-    def save(self, step, seconds, **state):
-        """Write checkpoint.pt. `state` holds state_dicts and plain values."""
+    def save(self, step, seconds, parts, **plain):
+        """Write checkpoint.pt. parts: {name: module or optimiser}; `plain` holds plain values and tensors."""
         if is_main():
-            record = {"script": self.script, "args": self.args, "step": step, "seconds": seconds, **state}
+            record = {"script": self.script, "args": self.args, "step": step, "seconds": seconds, **plain}
+            record |= {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(self / "checkpoint.pt", record)
+
+    def restore(self, parts):
+        """Load checkpoint.pt into modules and optimisers, and cut the log to its step. -> the whole record."""
+        state = self.load()
+        for name, part in parts.items():
+            if isinstance(part, torch.optim.Optimizer):
+                where = [group["lr"] for group in part.param_groups]
+                part.load_state_dict(state[name])
+                for group, lr in zip(part.param_groups, where, strict=True):
+                    if isinstance(lr, torch.Tensor):  # it belongs on the device; the checkpoint was read on the CPU
+                        group["lr"] = lr.copy_(group["lr"])
+            else:
+                load_weights(part, state[name], self / "checkpoint.pt")
+        self.rewind_log(state["step"])
+        return state
 
     def load(self):
         """-> the checkpoint of this run. Raises UserError when another script made it."""

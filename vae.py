@@ -54,7 +54,7 @@ def parse_args(argv=None):
     parser.add_argument(
         "--sample", type=runs.number(int, 1), help="write SAMPLE images from the checkpoint, do no more"
     )
-    parser.add_argument("--prior", choices=["normal", "expost"], default="normal", help="what to sample z from")
+    parser.add_argument("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
@@ -332,16 +332,13 @@ def train(args, run, device, images, test):
     vae = VAE(args.latent_dim, args.sigma).to(device)
     average = copy.deepcopy(vae)
     optimizer = devices.adam(vae.parameters(), args.lr, device)
+    parts = {"model": vae, "average": average, "optimizer": optimizer}
     recent = torch.zeros(4, device=device)  # sums of loss, nll, kl, mse since the last log line
     first, seconds = 0, 0.0
     if args.resume:
-        state = run.load()
-        runs.load_weights(vae, state["model"], run / "checkpoint.pt")
-        runs.load_weights(average, state["average"], run / "checkpoint.pt")
-        optimizer.load_state_dict(state["optimizer"])
+        state = run.restore(parts)
         recent.copy_(state["recent"])
         first, seconds = state["step"], state["seconds"]
-        run.rewind_log(first)
     else:
         run.begin()
     per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
@@ -353,8 +350,7 @@ def train(args, run, device, images, test):
     def save(step):
         runs.check_finite(recent[0].item(), step, advice)
         runs.average_buffers(vae, average)
-        state = {"model": vae.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-        run.save(step, time.perf_counter() - began, recent=recent.cpu(), **state)
+        run.save(step, time.perf_counter() - began, parts, recent=recent.cpu())
 
     advice = "lower --lr, or raise --sigma if you set one"
     bar = tqdm(total=total, initial=first, unit="step", disable=not runs.is_main(), dynamic_ncols=True)
@@ -402,10 +398,9 @@ def main(argv=None):
     # before training, to say what is missing while it can be helped
     extractor = None if args.sample else fid.wanted_extractor(args.fid, args.features, device)
     if args.eval_only or args.sample:
-        state = run.load()
-        vae, seconds = VAE(args.latent_dim, args.sigma).to(device), state["seconds"]
-        runs.load_weights(vae, state["average"], run / "checkpoint.pt")
-        steps = state["step"]
+        vae = VAE(args.latent_dim, args.sigma).to(device)
+        state = run.restore({"average": vae})
+        seconds, steps = state["seconds"], state["step"]
     else:
         vae, seconds = train(args, run, device, images, test)
         steps = args.epochs * (len(images) // args.batch_size)
@@ -427,7 +422,7 @@ def main(argv=None):
         data.plot_grid(decode(vae, z), run / f"samples-{prior}.png", f"samples, {text}")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
-    if args.fid == "auto" and not extractor:
+    if args.fid == "auto" and device.type == "cpu":
         print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
         print(f"  python vae.py --name {args.name} --eval-only --fid 10000")
 

@@ -418,14 +418,8 @@ def train(args):
     steps = make_steps(args, **models)
     done, before, began = 0, 0.0, time.perf_counter()
     if args.resume:
-        state = run.load()
+        state = run.restore(models)
         done, before = state["step"], state["seconds"]
-        for name, model in models.items():
-            model.load_state_dict(state[name])
-        for name in ("generator_optimizer", "critic_optimizer"):  # the checkpoint was read on the CPU
-            for group in models[name].param_groups:
-                group["lr"] = torch.as_tensor(group["lr"], device=device) if device.type == "cuda" else group["lr"]
-        run.rewind_log(done)
     else:
         run.begin()
     if args.capture:
@@ -443,7 +437,7 @@ def train(args):
         plot_density(x, x_real, args.sigma, f"after {step} generator iterations", path, critic_grid(critic, device))
 
     def save(step):
-        run.save(step, seconds(), **{name: model.state_dict() for name, model in models.items()})
+        run.save(step, seconds(), models)
 
     with runs.stop_on_signal() as stop:
         for step in range(done + 1, args.iterations + 1):
@@ -490,7 +484,7 @@ def draw(args):
     """--sample: N samples of the averaged generator, in runs/NAME/samples.npy (N, 2) float32 and samples.png."""
     device, run = devices.start(args.device), runs.Run(args, "wgan_gp.py")
     averaged = build(args, device)["averaged"]
-    runs.load_weights(averaged, run.load()["averaged"], run / "checkpoint.pt")
+    run.restore({"averaged": averaged})
     x = sampler(averaged, args, device)(args.sample, devices.generator("cpu", args.seed, "sample")).numpy()
     with runs.writing(run / "samples.npy") as part:
         np.save(part, x)

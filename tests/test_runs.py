@@ -1,4 +1,4 @@
-"""runs.py and devices.py: files that appear whole or not at all, flags that continue a run, ranks that agree, errors in one sentence.
+"""runs.py and devices.py: files whole or not at all, flags that continue a run, ranks that agree, one-sentence errors.
 
 pytest tests/test_runs.py
 """
@@ -58,7 +58,7 @@ def test_unknown_devices_get_one_sentence(name):
 def saved(width):
     run = runs.Run(runs.parse(parser(), ["--width", str(width)]), "script.py")
     run.begin()
-    run.save(3, 1.5, model={"w": torch.arange(3.0)})
+    run.save(3, 1.5, {}, model={"w": torch.arange(3.0)})
     return run
 
 
@@ -175,6 +175,23 @@ def test_the_learning_rate_rises_then_falls():
     assert rates[0] < 0.06 and max(rates) > 0.99 and rates[-1] < 1e-4
     assert rates.index(max(rates)) == pytest.approx(20, abs=2)
     assert devices.learning_rate(999, 1000, 0.3, "constant") == 0.3
+
+
+def test_restore_gives_back_modules_and_optimisers(in_tmp):
+    def make(value):
+        module = torch.nn.Linear(2, 1)
+        torch.nn.init.constant_(module.weight, value)
+        optimizer = torch.optim.Adam(module.parameters(), lr=torch.tensor(value), capturable=False, foreach=False)
+        module(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        return {"model": module, "optimizer": optimizer}
+
+    run, saved_parts, parts = saved(width=8), make(0.5), make(0.25)
+    run.save(3, 1.5, saved_parts, note="x")
+    rate = parts["optimizer"].param_groups[0]["lr"]
+    assert run.restore(parts)["note"] == "x"
+    assert torch.equal(parts["model"].weight, saved_parts["model"].weight)
+    assert parts["optimizer"].param_groups[0]["lr"] is rate and rate.item() == 0.5  # a graph may hold this tensor
 
 
 def test_averaged_weights_and_statistics_follow_the_model():
