@@ -53,7 +53,7 @@ def cli(main):
     except Interrupted as stop:
         code, message = 130, str(stop)
     except KeyboardInterrupt:
-        code, message = 130, "stopped before there was anything to save"
+        code, message = 130, "stopped; whatever was saved before is untouched"
     except torch.OutOfMemoryError:
         code, message = 2, "the device has too little free memory for this; a smaller --batch-size helps"
     if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
