@@ -117,7 +117,8 @@ def load_cifar10(data_dir, split):
     CIFAR10 = import_torchvision().datasets.CIFAR10
     archive, md5 = data_dir / CIFAR10.filename, CIFAR10.tgz_md5
     folder = data_dir / CIFAR10.base_folder
-    for name, want in CIFAR10.train_list + CIFAR10.test_list if folder.is_dir() else []:
+    files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
+    for name, want in files if folder.is_dir() else []:
         file = folder / name
         if not file.is_file():
             raise UserError(f"{file} is missing: delete {folder}, and the next run unpacks or downloads it again")
@@ -128,8 +129,8 @@ def load_cifar10(data_dir, split):
     except Exception as error:  # no network, a slow or failing host, a broken archive, a full disk: all end here
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(
-            f"CIFAR-10 is not in {data_dir} and could not be downloaded ({reason}): put {CIFAR10.filename} "
-            f"(MD5 {md5}) at {archive}, or use --data shapes, which needs no download"
+            f"CIFAR-10 is missing or damaged in {data_dir} and could not be downloaded ({reason}): put "
+            f"{CIFAR10.filename} (MD5 {md5}) at {archive}, or use --data shapes, which needs no download"
         ) from error
     return np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets, np.int64)
 

@@ -49,15 +49,12 @@ def start(device_name, precision="fp32", capture=False):
         raise UserError("--capture takes a CUDA device and a single process: leave it away")
     if "RANK" in os.environ and not dist.is_initialized():
         if device.type == "cuda":
-            local = int(os.environ["LOCAL_RANK"])
-            if local >= torch.cuda.device_count():
-                raise UserError(
-                    f"torchrun started more processes than the {torch.cuda.device_count()} GPUs that are here"
-                )
-            device = torch.device("cuda", local)
-            torch.cuda.set_device(device)
+            if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+                raise UserError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
     if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # streams, graphs and messages go to the current device
         tf32 = "ieee" if precision == "fp32" else "tf32"
         torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = tf32
         torch.backends.cudnn.benchmark = True  # every batch has the same shape, so the search pays at once

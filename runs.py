@@ -14,7 +14,6 @@ import io
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import signal
@@ -137,7 +136,7 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
                     f"leave {flag} away, or start another with --name"
                 )
             setattr(args, key, value)
-        for key in set(saved) & set(may_differ) - given:  # not fixed, but the saved value is the better default
+        for key in set(saved) & {"device", *may_differ} - given:  # not fixed, but the saved value is the better default
             setattr(args, key, saved[key])
     return args
 
@@ -164,11 +163,14 @@ def shard(tensor):
 
 
 def check_batch(batch_size, images):
-    """Raises UserError unless a batch divides among the ranks and the images fill one."""
-    if batch_size % world_size():
-        raise UserError(f"--batch-size {batch_size} does not divide among {world_size()} processes: choose a multiple")
+    """Raises UserError unless a batch gives each rank as many images, at least two, and the images fill one."""
+    n = world_size()
+    if batch_size % n or batch_size < 2 * n:  # batch norm needs two
+        raise UserError(f"--batch-size {batch_size} does not divide among {n} processes: choose {2 * n} or a multiple")
     if images < batch_size:
-        raise UserError(f"{images} training images do not fill a batch: --batch-size {images} or less, or more images")
+        raise UserError(
+            f"{images} training images do not fill a batch of {batch_size}: lower --batch-size"
+        )
 
 
 def all_reduce_mean(*tensors):
@@ -335,14 +337,17 @@ def save_checkpoint(path, state):
 
 
 def load_checkpoint(path):
-    """-> the saved dictionary, on the CPU. Raises UserError when there is none or it cannot be read."""
+    """-> the saved dictionary, on the CPU. Raises UserError when there is none or it is not one of `Run.save`."""
     path = Path(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        raise UserError(f"{path} is not a readable checkpoint ({str(error).splitlines()[0]}): train anew") from error
+    except Exception as error:  # a damaged file fails in as many ways as it has parts
+        raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): train anew") from error
+    if not (isinstance(state, dict) and {"script", "args", "step"} <= set(state)):
+        raise UserError(f"{path} is not a checkpoint of these scripts: train anew, or give another --name")
+    return state
 
 
 def load_weights(module, weights, path):
@@ -416,7 +421,7 @@ class Run:
             save_checkpoint(self / "checkpoint.pt", record)
 
     def restore(self, parts):
-        """Load checkpoint.pt into modules and optimisers, and cut the log to its step. -> the whole record."""
+        """Load checkpoint.pt into modules and optimisers. -> the whole record."""
         state = self.load()
         for name, part in parts.items():
             if isinstance(part, torch.optim.Optimizer):
@@ -427,7 +432,6 @@ class Run:
                         group["lr"] = lr.copy_(group["lr"])
             else:
                 load_weights(part, state[name], self / "checkpoint.pt")
-        self.rewind_log(state["step"])
         return state
 
     def load(self):

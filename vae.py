@@ -60,7 +60,7 @@ def parse_args(argv=None):
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
-    sigma = runs.number(float, above=0, words=("auto",))
+    sigma = runs.number(float, 1e-4, 1e4, words=("auto",))
     parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
     parser.add_argument("--beta", type=runs.number(float, 0), default=1.0, help="weight of the KL term")
     # optimisation
@@ -296,10 +296,12 @@ def distances(vae, args, images, test, extractor):
 
 
 def plot_reconstructions(vae, images, path):
-    """Rows in pairs: images, and under them decoder(mu)."""
-    pairs = zip(images.split(16), decode(vae, encode(vae, images)).split(16), strict=True)
+    """Rows in pairs: images, and under them decoder(mu). Images that fill no row are left out."""
+    columns = min(16, len(images))
+    images = images[: len(images) // columns * columns]
+    pairs = zip(images.split(columns), decode(vae, encode(vae, images)).split(columns), strict=True)
     rows = torch.cat([row for pair in pairs for row in pair])
-    data.plot_grid(rows, path, "test images, each row above its reconstructions")
+    data.plot_grid(rows, path, "test images, each row above its reconstructions", columns)
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -340,6 +342,7 @@ def train(args, run, device, images, test):
         state = run.restore(parts)
         recent.copy_(state["recent"])
         first, seconds = state["step"], state["seconds"]
+        run.rewind_log(first)
     else:
         run.begin()
     per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
@@ -348,11 +351,8 @@ def train(args, run, device, images, test):
     update = make_step(vae, average, optimizer, images, args)
     began = time.perf_counter() - seconds
 
-    def save(step):
-        runs.check_finite(recent[0].item(), step, advice)
-        runs.average_buffers(vae, average)
-        run.save(step, time.perf_counter() - began, parts, recent=recent.cpu())
-
+    if first > total:
+        raise runs.UserError(f"{run.folder} is at step {first}, past --epochs {args.epochs}: give more, or --eval-only")
     advice = "lower --lr, or raise --sigma if you set one"
     bar = tqdm(total=total, initial=first, unit="step", disable=not runs.is_main(), dynamic_ncols=True)
     with runs.stop_on_signal() as stop, bar:
@@ -380,12 +380,19 @@ def train(args, run, device, images, test):
                 where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
                 run.log(**where, loss=loss, nll=nll, kl=kl, mse=mse, bits_per_dim=bits, sigma=sigma)
                 bar.set_postfix_str(f"elbo {-nll - kl:.0f} nats, kl {kl:.1f}, mse {mse:.4f}, sigma {sigma:.3f}")
-            if done % (args.save_every * per_epoch) == 0 or done == total:
-                save(done)
-                if runs.is_main():  # a glimpse; the closing evaluation takes all images
-                    run.log(step=done, epoch=epoch + 1, **evaluate(average, test[:1000], args.seed))
-            elif stop.now(done):
-                save(done)
+            complete = done % (args.save_every * per_epoch) == 0 or done == total
+            stopping = stop.now(done) and done < total
+            if complete or stopping:
+                runs.average_buffers(vae, average)
+                if (
+                    runs.is_main()
+                ):  # a glimpse: what is saved must be finite
+                    glimpse = evaluate(average, test[:1000], args.seed)
+                    runs.check_finite(glimpse["elbo_nats"], done, advice)
+                run.save(done, time.perf_counter() - began, parts, recent=recent.cpu())
+            if complete and runs.is_main():
+                run.log(step=done, epoch=epoch + 1, **glimpse)
+            if stopping:
                 run.stop(done, total)
     return average, time.perf_counter() - began
 

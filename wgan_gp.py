@@ -420,6 +420,7 @@ def train(args):
     if args.resume:
         state = run.restore(models)
         done, before = state["step"], state["seconds"]
+        run.rewind_log(done)
     else:
         run.begin()
     if args.capture:

@@ -124,6 +124,7 @@ def test_missing_or_empty_folders(tmp_path):
 def test_cifar10_that_cannot_be_had_says_where_to_put_it(tmp_path, monkeypatch):
     CIFAR10 = data.import_torchvision().datasets.CIFAR10
     monkeypatch.setattr(CIFAR10, "url", "http://127.0.0.1:9/cifar-10-python.tar.gz")  # nobody listens there
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"cut short")  # an archive of another MD5 does not help
     with pytest.raises(UserError) as error:
         data.load("cifar10", tmp_path, "train")
     for word in (str(tmp_path / "cifar-10-python.tar.gz"), "c58f30108f718f92721af3b95e74349a", "--data shapes"):
@@ -142,6 +143,9 @@ def test_a_truncated_or_missing_cifar_batch_is_named(tmp_path, monkeypatch):
         data.load("cifar10", tmp_path, "train")
     (folder / "test_batch").write_bytes(content[:-1])
     with pytest.raises(UserError, match="test_batch is damaged"):
+        data.load("cifar10", tmp_path, "train")
+    (folder / "test_batch").write_bytes(content)
+    with pytest.raises(UserError, match="batches.meta is missing"):
         data.load("cifar10", tmp_path, "train")
 
 

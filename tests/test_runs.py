@@ -64,7 +64,7 @@ def saved(width):
 
 def test_resume_takes_the_saved_flags_and_refuses_others(in_tmp):
     saved(width=16)
-    assert runs.parse(parser(), ["--resume"]).width == 16
+    assert runs.parse(parser(), ["--resume"]).width == 16 and runs.parse(parser(), ["--resume"]).device == "auto"
     assert runs.parse(parser(), ["--resume", "--width", "16"]).width == 16
     with pytest.raises(UserError, match="made with --width 16, not 8"):
         runs.parse(parser(), ["--resume", "--width", "8"])
@@ -84,6 +84,13 @@ def test_checkpoint_round_trip_and_its_errors(in_tmp):
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match="not a readable checkpoint"):
         run.load()
+    for junk in (b"", b"hello\n", os.urandom(200)):
+        path.write_bytes(junk)
+        with pytest.raises(UserError, match="not a readable checkpoint"):
+            run.load()
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match="not a checkpoint of these scripts"):
+        runs.parse(parser(), ["--resume"])
     path.unlink()
     with pytest.raises(UserError, match="there is no checkpoint"):
         run.load()
@@ -137,7 +144,7 @@ def test_killed_while_writing_a_checkpoint_the_previous_one_is_usable(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     process.stdout.close()
-    state = runs.load_checkpoint(tmp_path / "c.pt")
+    state = torch.load(tmp_path / "c.pt")
     assert (state["w"] == state["step"]).all()
 
 
