@@ -168,9 +168,7 @@ def check_batch(batch_size, images):
     if batch_size % n or batch_size < 2 * n:  # batch norm needs two
         raise UserError(f"--batch-size {batch_size} does not divide among {n} processes: choose {2 * n} or a multiple")
     if images < batch_size:
-        raise UserError(
-            f"{images} training images do not fill a batch of {batch_size}: lower --batch-size"
-        )
+        raise UserError(f"{images} training images do not fill a batch of {batch_size}: lower --batch-size")
 
 
 def all_reduce_mean(*tensors):
