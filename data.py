@@ -187,6 +187,17 @@ def plot_grid(images, path, title, columns=16):
     runs.save_figure(figure, path)
 
 
+def plot_rows(sets, path, title):
+    """Sets of as many uint8 images (N, 3, 32, 32) -> one PNG: a row of the first set, under it the second's, and so on.
+
+    Rows have up to 16 images; images that fill no row are left out.
+    """
+    columns = min(16, len(sets[0]))
+    whole = len(sets[0]) // columns * columns
+    rows = zip(*(images[:whole].split(columns) for images in sets), strict=True)
+    plot_grid(torch.cat([row for group in rows for row in group]), path, title, columns)
+
+
 def read_image(file):
     """-> (3, 32, 32) uint8: the largest centred square, resized; None when the file is no readable 8-bit image."""
     try:

@@ -14,7 +14,6 @@ From Python (vae.py does this), with `images` a uint8 tensor (N, 3, H, W), or an
     mu, sigma, n = fid.statistics(images, extractor, batch_size=None, progress=None)
     mu, sigma, n = fid.cached_statistics(images, extractor, folder, label, batch_size=None, progress=None)
     distance = fid.frechet_distance(mu1, sigma1, mu2, sigma2)
-    metrics |= fid.distances((mu, sigma, n), {"generation": make_images}, extractor)
 
 Symbols: mu (D,) and sigma (D, D) are mean and covariance (n - 1 in the denominator) of n feature vectors, D = 2048.
 
@@ -208,13 +207,23 @@ def square_root(sigma):
     return factor
 
 
-def distances(real, sets, extractor):
-    """For metrics.json: the distance of each of several sets to the same images -> {"fid_<name>": ..., "fid_features"}.
+def model_distances(reconstruct, generate, images, test, args, extractor):
+    """For metrics.json: distances of a model's images to the test images -> {"fid_reconstruction": ..., ...}, "fd_..."
+    with other features than the official Inception's. All images are uint8 (N, 3, H, W).
 
-    real: `statistics` of those images; sets: {name: a function that makes uint8 images (N, 3, H, W)}. With other
-    features than the official Inception's the keys begin with "fd".
+    reconstruct: images -> images; generate: n, "normal" or "expost" -> n samples; images, test: the data set's. "floor"
+    is the distance of as many training images: what a perfect model would get. args: fid, data, data_dir, holdout.
     """
-    found = {f"{extractor.key}_features": extractor.name}
+    n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
+    sets = {
+        "reconstruction": lambda: reconstruct(test[:n]),
+        "generation": lambda: generate(n, "normal"),
+        "generation_expost": lambda: generate(n, "expost"),
+        "floor": lambda: images[:n],
+    }
+    label = f"{Path(args.data).name}-{'held-out' if args.holdout else 'test'}"
+    real = cached_statistics(test, extractor, args.data_dir, label, progress="test images")
+    found = {f"{extractor.key}_images": n, f"{extractor.key}_features": extractor.name}
     for name, make in sets.items():
         mu, sigma, _ = statistics(make(), extractor, progress=name)
         found[f"{extractor.key}_{name}"] = frechet_distance(mu, sigma, *real[:2])

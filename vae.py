@@ -20,22 +20,20 @@ last 4x4 convolution, one before and two after; the encoder's last layer "FC 128
 the table says 128 latent dimensions, the classification task 64: --latent-dim sets it.
 
 Choices, and deviations from the papers
-- p(x|z) = N(x_hat, sigma2 I) with the one best sigma2 (sigma-VAE), not a fixed one: with sigma2 = 1 the 3072 squared
-  errors would hardly count against the KL. The best sigma2 of each batch replaces a trained log-variance.
+- p(x|z) = N(x_hat, sigma2 I) with each batch's one best sigma2 (sigma-VAE): with sigma2 = 1 the 3072 squared errors
+  would hardly count against the KL. Adam with batches of 128 (Kingma & Welling: Adagrad, 100).
 - Bits per dimension are those of dequantised images; training sees the undisturbed ones.
-- Adam with batches of 128 (Kingma & Welling: Adagrad, 100).
-- Measured on 5,000 held-out training images after two epochs on the others (--holdout 5000 --epochs 2 --precision bf16,
-  seed 0): ELBO in nats of the trained and of the averaged weights. Cosine schedule: 2555 and 2546 at a rate of 2e-3,
-  2644 and 2637 at 1e-3, 2677 and 2672 at 5e-4. Constant: 2660 and 2753 at 1e-3, 2635 and 2822 at 5e-4, 2657 and 2801
-  at 2.5e-4. So: constant, 5e-4, averaged. Batches of 64 (twice the steps, 2706 and 2841) gain less than they cost.
-  Two epochs are few; a longer training may want another schedule.
+- Chosen by the ELBO (trained and averaged weights, nats) on 5,000 held-out training images after two epochs
+  (--holdout 5000 --epochs 2 --precision bf16, seed 0). Cosine schedule: 2555 and 2546 at a rate of 2e-3, 2644 and 2637
+  at 1e-3, 2677 and 2672 at 5e-4. Constant: 2660 and 2753 at 1e-3, 2635 and 2822 at 5e-4, 2657 and 2801 at 2.5e-4. So:
+  constant, 5e-4, averaged. Batches of 64 (2706 and 2841) gain less than twice the steps cost. A longer training may
+  want another schedule.
 """
 
 import argparse
 import copy
 import math
 import time
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -275,35 +273,6 @@ def draw_latents(vae, n, prior, images, seed):
     return codes.mean(0).to(z) + z @ scale.T.to(z)
 
 
-def distances(vae, args, images, test, extractor):
-    """Frechet distances of four sets of uint8 images to the test images -> {"fid_reconstruction": ..., ...}.
-
-    "floor" are as many training images: what a perfect model would get. extractor.key gives the keys' first part.
-    """
-    n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
-    sets = {
-        "reconstruction": lambda: decode(vae, encode(vae, test[:n])),
-        "generation": lambda: decode(vae, draw_latents(vae, n, "normal", images, args.seed)),
-        "generation_expost": lambda: decode(vae, draw_latents(vae, n, "expost", images, args.seed)),
-        "floor": lambda: images[:n],
-    }
-    label = f"{Path(args.data).name}-{'held-out' if args.holdout else 'test'}"
-    real = fid.cached_statistics(test, extractor, args.data_dir, label, progress="test images")
-    return {f"{extractor.key}_images": n} | fid.distances(real, sets, extractor)
-
-
-# --- pictures -----------------------------------------------------------------------------------------------------
-
-
-def plot_reconstructions(vae, images, path):
-    """Rows in pairs: images, and under them decoder(mu). Images that fill no row are left out."""
-    columns = min(16, len(images))
-    images = images[: len(images) // columns * columns]
-    pairs = zip(images.split(columns), decode(vae, encode(vae, images)).split(columns), strict=True)
-    rows = torch.cat([row for pair in pairs for row in pair])
-    data.plot_grid(rows, path, "test images, each row above its reconstructions", columns)
-
-
 # --- training -----------------------------------------------------------------------------------------------------
 
 
@@ -412,20 +381,29 @@ def main(argv=None):
         steps = args.epochs * (len(images) // args.batch_size)
     if not runs.leave_group():
         return
+
+    def reconstruct(x):
+        return decode(vae, encode(vae, x))
+
+    def generate(n, prior):
+        return decode(vae, draw_latents(vae, n, prior, images, args.seed))
+
     if args.sample:
         folder = run / f"samples-{args.prior}"
-        data.write_images(decode(vae, draw_latents(vae, args.sample, args.prior, images, args.seed)), folder)
+        data.write_images(generate(args.sample, args.prior), folder)
         print(f"{args.sample} samples are in {folder}")
         return
     metrics = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
     metrics |= evaluate(vae, test, args.seed)
-    metrics |= distances(vae, args, images, test, extractor) if extractor else run.earlier_distances(steps)
+    metrics |= run.earlier_distances(steps)
+    if extractor:
+        metrics |= fid.model_distances(reconstruct, generate, images, test, args, extractor)
     runs.write_json(run / "metrics.json", metrics)
     runs.plot_curves(run.read_log(), run / "curves.png", CURVES)
-    plot_reconstructions(vae, test[:64], run / "reconstructions.png")
+    rows = [test[:64], reconstruct(test[:64])]
+    data.plot_rows(rows, run / "reconstructions.png", "test images, each row above its reconstructions")
     for prior, text in {"normal": "z ~ N(0, I)", "expost": "z ~ Gaussian fitted to training codes"}.items():
-        z = draw_latents(vae, 128, prior, images, args.seed)
-        data.plot_grid(decode(vae, z), run / f"samples-{prior}.png", f"samples, {text}")
+        data.plot_grid(generate(128, prior), run / f"samples-{prior}.png", f"samples, {text}")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
     if args.fid == "auto" and device.type == "cpu":

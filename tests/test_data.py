@@ -170,3 +170,14 @@ def test_writing_images_to_a_full_disk_keeps_the_old_ones(tmp_path, monkeypatch)
     with pytest.raises(UserError, match="No space left on device"):
         data.write_images(old + 1, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["out"] and len(os.listdir(tmp_path / "out")) == 2
+
+
+def test_rows_of_sets_alternate_and_a_rest_is_left_out(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(data, "plot_grid", lambda images, path, title, columns: seen.update(x=images, columns=columns))
+    first = torch.arange(35, dtype=torch.uint8).view(35, 1, 1, 1).expand(35, 3, 32, 32)
+    data.plot_rows([first, first + 100], "unused.png", "unused")
+    values = seen["x"][:, 0, 0, 0].tolist()
+    assert values == [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)] and seen["columns"] == 16
+    data.plot_rows([first[:12], first[:12] + 100], "unused.png", "unused")
+    assert seen["x"][:, 0, 0, 0].tolist() == [*range(12), *range(100, 112)] and seen["columns"] == 12
