@@ -297,10 +297,10 @@ def write_bytes(path, data):
         os.fsync(file.fileno())
 
 
-def save_figure(figure, path):
+def save_figure(figure, path, dpi="figure"):
     """Write a matplotlib figure and close it."""
     with writing(path) as part:
-        figure.savefig(part)
+        figure.savefig(part, dpi=dpi)
     plt.close(figure)
 
 

@@ -44,9 +44,6 @@ import math
 import time
 from argparse import BooleanOptionalAction
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
@@ -294,12 +291,6 @@ def goals(metrics, sigma):
 # --- plots --------------------------------------------------------------------------------------------------------
 
 
-def write_figure(figure, path):
-    with runs.writing(path) as part:
-        figure.savefig(part, dpi=75)
-    plt.close(figure)
-
-
 @torch.no_grad()
 def critic_grid(critic, device, n=81):
     """The critic's scores on the pictures' square -> axis (n,), scores (n, n) with y first."""
@@ -329,7 +320,7 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     for axis in axes:
         axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
-    write_figure(figure, path)
+    runs.save_figure(figure, path, dpi=75)
 
 
 def write_gif(frames, path):
@@ -370,7 +361,7 @@ def plot_curves(records, truth, sigma, path):
             axis.legend(fontsize=8)
     if often:
         axes[0, 0].set_yscale("symlog", linthresh=0.01)
-    write_figure(figure, path)
+    runs.save_figure(figure, path, dpi=75)
 
 
 # --- training -----------------------------------------------------------------------------------------------------

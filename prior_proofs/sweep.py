@@ -175,9 +175,7 @@ def draw(path, title, cases, control, floors, record, maps, shown):
         top_of_row = 1.4 * max(axis.get_ylim()[1] for axis in row)
         for axis in row:
             axis.set_ylim(0, top_of_row)  # room for the legend
-    with runs.writing(path) as part:
-        figure.savefig(part, dpi=100)
-    plt.close(figure)
+    runs.save_figure(figure, path, dpi=100)
 
 
 def draw_maps(axes, case, best, floor):

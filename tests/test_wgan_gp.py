@@ -16,6 +16,7 @@ import runs
 import wgan_gp
 
 SIGMA = 0.1
+TINY = ["--width", 8, "--critic-width", 8, "--batch-size", 8, "--device", "cpu"]
 
 
 def stream(*key):
@@ -192,20 +193,7 @@ def small(monkeypatch):
 
 def test_resume_is_exact(monkeypatch):
     small(monkeypatch)
-    flags = [
-        "--iterations",
-        6,
-        "--plot-every",
-        3,
-        "--width",
-        8,
-        "--critic-width",
-        8,
-        "--batch-size",
-        8,
-        "--device",
-        "cpu",
-    ]
+    flags = ["--iterations", 6, "--plot-every", 3, *TINY]
     unbroken = wgan_gp.train(options(*flags, "--name", "unbroken"))
     asked = iter([False, False, True])  # Ctrl-C during the third step
     monkeypatch.setattr(runs.Stop, "requested", property(lambda stop: next(asked)))
@@ -230,22 +218,7 @@ def test_resume_is_exact(monkeypatch):
 
 def test_a_run_leaves_what_it_promises(monkeypatch):
     small(monkeypatch)
-    wgan_gp.train(
-        options(
-            "--iterations",
-            4,
-            "--plot-every",
-            2,
-            "--width",
-            8,
-            "--critic-width",
-            8,
-            "--batch-size",
-            8,
-            "--device",
-            "cpu",
-        )
-    )
+    wgan_gp.train(options("--iterations", 4, "--plot-every", 2, *TINY))
     folder = runs.ROOT / "wgan_gp"
     names = {path.name for path in folder.iterdir()}
     pictures = {"density_000002.png", "density_000004.png", "final.png", "training.gif", "curves.png"}
