@@ -91,6 +91,27 @@ def batch(images, index, flip=None):
     return x if flip is None else torch.where(flip[:, None, None, None], x.flip(3), x)
 
 
+def high_frequency_energy(images):
+    """How much of the pixels' energy lies in fine detail: the mean square of what is left above half the Nyquist
+    frequency (0.25 cycles per pixel, in any direction), for pixels in [0, 1]. Blurred images have little of it, but
+    noise has much: it tells sharp from soft, not good from bad.
+
+    images: (N, C, H, W) uint8 -> float
+    """
+    height, width = images.shape[2:]
+    frequency = torch.fft.fftfreq(height).view(-1, 1).square() + torch.fft.rfftfreq(width).square()
+    fine = (frequency.sqrt() > 0.25).to(images.device)
+    twice = torch.full((width // 2 + 1,), 2.0, device=images.device)  # rfft leaves out the mirrored half
+    twice[0] = 1
+    if width % 2 == 0:
+        twice[-1] = 1
+    energy = 0.0
+    for part in images.split(1000):
+        spectrum = torch.fft.rfft2(part.float() / 255, norm="ortho").abs().square()
+        energy += (spectrum * (fine * twice)).sum().item()
+    return energy / images.numel()
+
+
 # --- CIFAR-10 -----------------------------------------------------------------------------------------------------
 
 

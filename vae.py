@@ -43,6 +43,7 @@ import data
 import devices
 import fid
 import runs
+import sampling
 
 CURVES = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 
@@ -241,38 +242,6 @@ def evaluate(vae, images, seed, batch_size=500):
     }
 
 
-@torch.no_grad()
-def encode(vae, images, seed=None, batch_size=500):
-    """Codes (N, Z) of uint8 images: the means, or with a seed one sample of q(z|x) each."""
-    vae.eval()
-    noise = devices.generator(images.device, seed, "encode")
-    codes = []
-    for part in images.split(batch_size):
-        mu, logvar = vae.encoder(part.float() / 255)
-        if seed is not None:
-            mu += torch.randn(mu.shape, device=mu.device, generator=noise) * torch.exp(0.5 * logvar)
-        codes.append(mu)
-    return torch.cat(codes)
-
-
-@torch.no_grad()
-def decode(vae, z, batch_size=500):
-    """z (N, Z) -> uint8 images (N, 3, 32, 32): decoder means without pixel noise, rounded."""
-    vae.eval()
-    return torch.cat([vae.decoder(part).mul(255).round().to(torch.uint8) for part in z.split(batch_size)])
-
-
-def draw_latents(vae, n, prior, images, seed):
-    """z (n, Z) from N(0, I), or for prior 'expost' from the full Gaussian fitted to one code of each image."""
-    noise = devices.generator(images.device, seed, "latents")
-    z = torch.randn(n, vae.encoder.mu.out_features, device=images.device, generator=noise)
-    if prior == "normal":
-        return z
-    codes = encode(vae, images, seed).cpu().double()
-    scale = torch.linalg.cholesky(torch.cov(codes.T) + 1e-9 * torch.eye(codes.shape[1]))  # unused units have no spread
-    return codes.mean(0).to(z) + z @ scale.T.to(z)
-
-
 # --- training -----------------------------------------------------------------------------------------------------
 
 
@@ -381,34 +350,13 @@ def main(argv=None):
         steps = args.epochs * (len(images) // args.batch_size)
     if not runs.leave_group():
         return
-
-    def reconstruct(x):
-        return decode(vae, encode(vae, x))
-
-    def generate(n, prior):
-        return decode(vae, draw_latents(vae, n, prior, images, args.seed))
-
     if args.sample:
-        folder = run / f"samples-{args.prior}"
-        data.write_images(generate(args.sample, args.prior), folder)
-        print(f"{args.sample} samples are in {folder}")
+        sampling.write_samples(run, args, vae, images)
         return
-    metrics = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
-    metrics |= evaluate(vae, test, args.seed)
-    metrics |= run.earlier_distances(steps)
-    if extractor:
-        metrics |= fid.model_distances(reconstruct, generate, images, test, args, extractor)
-    runs.write_json(run / "metrics.json", metrics)
     runs.plot_curves(run.read_log(), run / "curves.png", CURVES)
-    rows = [test[:64], reconstruct(test[:64])]
-    data.plot_rows(rows, run / "reconstructions.png", "test images, each row above its reconstructions")
-    for prior, text in {"normal": "z ~ N(0, I)", "expost": "z ~ Gaussian fitted to training codes"}.items():
-        data.plot_grid(generate(128, prior), run / f"samples-{prior}.png", f"samples, {text}")
-    title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
-    run.summary(title, metrics, ["curves.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"])
-    if args.fid == "auto" and device.type == "cpu":
-        print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
-        print(f"  python vae.py --name {args.name} --eval-only --fid 10000")
+    speed = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
+    metrics = speed | evaluate(vae, test, args.seed)
+    sampling.report(run, args, vae, images, test, extractor, metrics, ["curves.png"])
 
 
 if __name__ == "__main__":

@@ -181,3 +181,18 @@ def test_rows_of_sets_alternate_and_a_rest_is_left_out(monkeypatch):
     assert values == [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)] and seen["columns"] == 16
     data.plot_rows([first[:12], first[:12] + 100], "unused.png", "unused")
     assert seen["x"][:, 0, 0, 0].tolist() == [*range(12), *range(100, 112)] and seen["columns"] == 12
+
+
+@pytest.mark.parametrize("size", [32, 31])
+def test_high_frequency_energy_of_known_images(size):
+    noise = torch.randint(0, 256, (300, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    # white noise has as much energy at every frequency: by Parseval, the share of frequencies above the cut
+    frequency = torch.fft.fftfreq(size)
+    share = (torch.hypot(frequency[:, None], frequency[None, :]) > 0.25).float().mean().item()
+    expected = share * (noise.float() / 255).var().item()
+    assert data.high_frequency_energy(noise) == pytest.approx(expected, rel=0.01)
+    assert data.high_frequency_energy(torch.full((2, 3, size, size), 200, dtype=torch.uint8)) < 1e-9
+    slow = 128 + 100 * torch.sin(2 * torch.pi * 4 * torch.arange(32) / 32)  # 0.125 cycles per pixel
+    assert data.high_frequency_energy(slow.round().to(torch.uint8).expand(1, 3, 32, 32)) < 1e-5
+    checks = 255 * (torch.arange(32)[:, None] + torch.arange(32)[None, :]).remainder(2)
+    assert data.high_frequency_energy(checks.to(torch.uint8).expand(1, 3, 32, 32)) == pytest.approx(0.25)

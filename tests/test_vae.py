@@ -20,6 +20,7 @@ from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 import runs
+import sampling
 import vae
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,12 +176,12 @@ def test_active_units_are_those_whose_mean_varies(monkeypatch):
 def test_expost_latents_have_the_codes_mean_and_covariance(monkeypatch):
     scale = torch.tensor([[1.0, 0.0], [2.0, 0.5]])
     codes = torch.randn(20_000, 2) @ scale.T + torch.tensor([3.0, -1.0])
-    monkeypatch.setattr(vae, "encode", lambda *args: codes)
+    monkeypatch.setattr(sampling, "encode", lambda *args: codes)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    z = vae.draw_latents(vae.VAE(2), 20_000, "expost", images, seed=0)
+    z = sampling.draw_latents(vae.VAE(2), 20_000, "expost", images, seed=0)
     torch.testing.assert_close(z.mean(0), codes.mean(0), atol=0.06, rtol=0)
     torch.testing.assert_close(torch.cov(z.T), torch.cov(codes.T), atol=0.15, rtol=0)
-    z = vae.draw_latents(vae.VAE(2), 20_000, "normal", images, seed=0)
+    z = sampling.draw_latents(vae.VAE(2), 20_000, "normal", images, seed=0)
     torch.testing.assert_close(torch.cov(z.T), torch.eye(2), atol=0.05, rtol=0)
 
 
