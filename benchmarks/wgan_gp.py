@@ -17,9 +17,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import devices
+import devices  # noqa: E402
 import runs  # noqa: E402
 import wgan_gp  # noqa: E402
+from two_gaussians import sample_real  # noqa: E402
 
 
 def plain(args, device):
@@ -31,7 +32,7 @@ def plain(args, device):
 
     def iteration(step):
         for _ in range(args.critic_steps):
-            real = wgan_gp.sample_real(args.batch_size, args.sigma, device=device)
+            real = sample_real(args.batch_size, args.sigma, device=device)
             fake = generator(wgan_gp.sample_latent(args.batch_size, args.latent_dim, device=device)).detach()
             mix = torch.rand(args.batch_size, 1, device=device)
             between = (mix * fake + (1 - mix) * real).requires_grad_(True)
@@ -70,9 +71,7 @@ def main():
     flags = parser.parse_args()
     args = wgan_gp.parse_args([])
     args.capture = flags.capture
-    device = devices.start(flags.device)
-    if args.capture and device.type != "cuda":
-        raise runs.UserError("--capture needs CUDA: leave it away, or choose --device cuda")
+    device = devices.start(flags.device, capture=args.capture)
     torch.set_num_threads(args.threads)
     loops = {"plain loop": plain(args, device), "wgan_gp.py": ours(args, device)}
     speeds = {name: [] for name in loops}

@@ -1,4 +1,4 @@
-"""wgan_gp.py: its losses against closed forms and finite differences, its metrics on samples whose faults are known.
+"""wgan_gp.py, two_gaussians.py: losses against closed forms and finite differences, metrics on known faults.
 
 pytest tests/test_wgan_gp.py                   (add -m "not slow" to leave the training runs out)
 """
@@ -13,7 +13,9 @@ from torch import nn
 
 import devices
 import runs
+import two_gaussians
 import wgan_gp
+from two_gaussians import MEANS, goals, sample_real, statistics, w2, w2_modes
 
 SIGMA = 0.1
 TINY = ["--width", 8, "--critic-width", 8, "--batch-size", 8, "--device", "cpu"]
@@ -24,7 +26,7 @@ def stream(*key):
 
 
 def real(n, *key):
-    return wgan_gp.sample_real(n, SIGMA, stream("test", *key))
+    return sample_real(n, SIGMA, stream("test", *key))
 
 
 def options(*argv):
@@ -127,25 +129,25 @@ def test_each_step_moves_its_own_player(loss):
 
 def test_w2_against_closed_forms():
     x = torch.randn(50, 2, generator=stream(1))
-    assert wgan_gp.w2(x, x.flip(0)) == pytest.approx(0, abs=1e-7)
-    assert wgan_gp.w2(x, x + torch.tensor([3.0, 4.0])) == pytest.approx(5, rel=1e-5)  # a shift moves every point by it
+    assert w2(x, x.flip(0)) == pytest.approx(0, abs=1e-7)
+    assert w2(x, x + torch.tensor([3.0, 4.0])) == pytest.approx(5, rel=1e-5)  # a shift moves every point by it
     line, other = torch.randn(2, 40, generator=stream(2))  # on a line the best assignment keeps the order
     expected = (line.sort().values - other.sort().values).square().mean().sqrt().item()
     zero = torch.zeros(40)
-    assert wgan_gp.w2(torch.stack((line, zero), 1), torch.stack((other, zero), 1)) == pytest.approx(expected, rel=1e-5)
+    assert w2(torch.stack((line, zero), 1), torch.stack((other, zero), 1)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_truth_hits_its_floors():
-    found = wgan_gp.statistics(real(20_000, 1), SIGMA)
+    found = statistics(real(20_000, 1), SIGMA)
     assert found["mode_weights"][0] == pytest.approx(0.5, abs=0.012)
-    np.testing.assert_allclose(found["mode_means"], wgan_gp.MEANS, atol=0.004)
+    np.testing.assert_allclose(found["mode_means"], MEANS, atol=0.004)
     np.testing.assert_allclose(found["mode_stds"], SIGMA, rtol=0.03)
     assert found["within_3_sigma"] == pytest.approx(1 - math.exp(-4.5), abs=0.003)
     assert found["bridge"] < 0.001
     entropy = math.log(2) + 1 + math.log(2 * math.pi * SIGMA**2)  # the modes do not overlap
     assert found["log_likelihood"] == pytest.approx(-entropy, abs=0.03)
     assert -entropy == pytest.approx(1.074, abs=1e-3)
-    for value in wgan_gp.w2_modes(real(2000, 2), SIGMA, stream(3)):
+    for value in w2_modes(real(2000, 2), SIGMA, stream(3)):
         assert value == pytest.approx(0.019, abs=0.006)
 
 
@@ -157,9 +159,9 @@ def test_the_metrics_tell_the_faults_apart():
     bridged = truth.clone()
     bridged[:400] = torch.linspace(-0.2, 0.2, 400)[:, None]
     found = {
-        name: wgan_gp.statistics(x, SIGMA) | {"w2_mode": wgan_gp.w2_modes(x[::10], SIGMA, stream(5))}
+        name: statistics(x, SIGMA) | {"w2_mode": w2_modes(x[::10], SIGMA, stream(5))}
         for name, x in (("truth", truth), ("collapsed", collapsed), ("shrunk", shrunk), ("shifted", shifted))
-    } | {"bridged": wgan_gp.statistics(bridged, SIGMA) | {"w2_mode": wgan_gp.w2_modes(bridged[::10], SIGMA, stream(5))}}
+    } | {"bridged": statistics(bridged, SIGMA) | {"w2_mode": w2_modes(bridged[::10], SIGMA, stream(5))}}
     assert found["collapsed"]["mode_weights"] == [1.0, 0.0]
     assert found["collapsed"]["w2_mode"][1] > 1
     assert max(found["shrunk"]["mode_stds"][0]) < 0.04
@@ -175,9 +177,9 @@ def test_the_metrics_tell_the_faults_apart():
 
 
 def test_goals_name_the_one_that_is_missed():
-    truth = wgan_gp.statistics(real(20_000, 6), SIGMA) | {"w2_mode": [0.02, 0.02], "w2_mode_floor": 0.02}
-    assert all(value <= bound for _, value, bound in wgan_gp.goals(truth, SIGMA))
-    worse = wgan_gp.goals(truth | {"w2_mode": [0.02, 0.031]}, SIGMA)
+    truth = statistics(real(20_000, 6), SIGMA) | {"w2_mode": [0.02, 0.02], "w2_mode_floor": 0.02}
+    assert all(value <= bound for _, value, bound in goals(truth, SIGMA))
+    worse = goals(truth | {"w2_mode": [0.02, 0.031]}, SIGMA)
     assert [what for what, value, bound in worse if value > bound] == ["W2 within a mode over its floor"]
 
 
@@ -187,7 +189,8 @@ def test_goals_name_the_one_that_is_missed():
 def small(monkeypatch):
     """Measurements too small to mean anything, for tests of what is written."""
     monkeypatch.setattr(wgan_gp, "N_PLOT", 40)
-    monkeypatch.setattr(wgan_gp, "N_STATISTICS", 100)
+    monkeypatch.setattr(two_gaussians, "N_W2", 40)
+    monkeypatch.setattr(two_gaussians, "N_STATISTICS", 100)
     monkeypatch.setattr(wgan_gp, "DRAWS", 2)
 
 
@@ -252,16 +255,16 @@ def test_bad_flags_get_one_sentence(argv, words):
 
 
 def test_capture_is_refused_without_cuda():
-    with pytest.raises(runs.UserError, match="--capture needs CUDA"):
+    with pytest.raises(runs.UserError, match="--capture takes a CUDA device"):
         wgan_gp.train(options("--capture", "--device", "cpu"))
 
 
 @pytest.mark.slow
 def test_a_short_run_covers_both_modes(monkeypatch):
-    monkeypatch.setattr(wgan_gp, "N_PLOT", 400)  # the assignment costs N^3, and shares need no 2000 points
+    monkeypatch.setattr(two_gaussians, "N_W2", 400)  # the assignment costs N^3, and shares need no 2000 points
     monkeypatch.setattr(wgan_gp, "DRAWS", 1)
     metrics = wgan_gp.train(options("--iterations", 1500, "--plot-every", 1500, "--device", "cpu"))
     assert metrics["mode_weights"][0] == pytest.approx(0.5, abs=0.05)
-    np.testing.assert_allclose(metrics["mode_means"], wgan_gp.MEANS, atol=0.2)
+    np.testing.assert_allclose(metrics["mode_means"], MEANS, atol=0.2)
     assert metrics["within_3_sigma"] > 0.8
     assert metrics["bridge"] < 0.12

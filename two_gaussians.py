@@ -1,0 +1,103 @@
+"""Two Gaussians in the plane: how to draw from them, and how far samples are from them.
+
+What wgan_gp.py learns, and how it is judged. Nothing here knows a network.
+"""
+
+import math
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.spatial.distance import cdist
+
+import devices
+
+MEANS = ((0.5, 0.5), (-0.5, -0.5))
+N_W2, N_STATISTICS = 2000, 20_000  # samples in a W2; in the shares, means and standard deviations
+
+
+def sample_real(n, sigma=0.1, generator=None, device="cpu"):
+    """n draws from 1/2 N((.5, .5), sigma^2 I) + 1/2 N((-.5, -.5), sigma^2 I) -> (n, 2)."""
+    mode = torch.randint(len(MEANS), (n,), generator=generator, device=device)
+    noise = torch.randn(n, 2, generator=generator, device=device)
+    return torch.tensor(MEANS, device=device)[mode] + sigma * noise
+
+
+def nearest_mode(x):
+    """x (N, 2) -> index of the nearest mean (N,), distance to it (N,)."""
+    nearest = torch.cdist(x, torch.tensor(MEANS)).min(1)
+    return nearest.indices, nearest.values
+
+
+def statistics(x, sigma):
+    """What samples x (N, 2) say about the modes, as plain values; a sample belongs to the mode of the nearest mean.
+
+    mode_weights: shares. mode_means, mode_stds, mode_covariances: of the samples within 4 sigma of their mean.
+    within_3_sigma: share within 3 sigma of a mean. bridge: share farther than 4 sigma from both means whose
+    projection on the line through them lies between them. A generator is continuous and z has a connected support, so
+    its samples form a connected set: one that reaches both modes crosses the gap, and this share cannot be zero.
+    log_likelihood: mean log density of x under the truth, nats; a collapse to the means scores higher than the truth.
+    """
+    mode, distance = nearest_mode(x)
+    first, second = torch.tensor(MEANS)
+    along = (x - second) @ (first - second) / (first - second).square().sum()
+    core = [x[(mode == k) & (distance < 4 * sigma)] for k in range(len(MEANS))]
+    core = [c if len(c) > 1 else torch.zeros(2, 2) for c in core]  # an empty mode has mean and spread zero
+    covariances = [torch.cov(c.T) for c in core]
+    energy = -torch.cdist(x, torch.tensor(MEANS)).square() / (2 * sigma**2)
+    return {
+        "mode_weights": [(mode == k).float().mean().item() for k in range(len(MEANS))],
+        "mode_means": [c.mean(0).tolist() for c in core],
+        "mode_stds": [c.diagonal().sqrt().tolist() for c in covariances],
+        "mode_covariances": [c.tolist() for c in covariances],
+        "within_3_sigma": (distance < 3 * sigma).float().mean().item(),
+        "bridge": ((distance > 4 * sigma) & (along > 0) & (along < 1)).float().mean().item(),
+        "log_likelihood": energy.logsumexp(1).mean().item() - math.log(4 * math.pi * sigma**2),
+    }
+
+
+def w2(x, y):
+    """Exact 2-Wasserstein distance of two point sets of equal size (N, 2), by optimal assignment."""
+    cost = cdist(np.asarray(x), np.asarray(y), "sqeuclidean")
+    return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
+
+
+def w2_modes(x, sigma, generator=None, reach=math.inf):
+    """W2 between the samples nearest to a mode, at most `reach` sigma away, and as many real ones -> [2], one a mode.
+
+    A mode without two such samples is compared with all of x.
+    """
+    mode, distance = nearest_mode(x)
+    values = []
+    for k, mean in enumerate(MEANS):
+        own = x[(mode == k) & (distance <= reach * sigma)]
+        own = own if len(own) > 1 else x
+        values.append(w2(own, torch.tensor(mean) + sigma * torch.randn(own.shape, generator=generator)))
+    return values
+
+
+def measure(sample, sigma, draws, *key):
+    """`statistics` of 20,000 and W2 of 2000 samples, the mean of `draws`; sample(n, generator) -> (n, 2) on the CPU.
+
+    w2_mode takes all samples nearest to a mode, bridge included; w2_mode_core those within 4 sigma: the shape alone.
+    """
+    rows = []
+    for draw in range(draws):
+        stream = devices.generator("cpu", *key, draw)
+        x = sample(N_W2, stream)
+        modes, core = w2_modes(x, sigma, stream), w2_modes(x, sigma, stream, reach=4)
+        rows.append([w2(x, sample_real(N_W2, sigma, stream)), *modes, *core])
+    mean = np.mean(rows, 0).tolist()
+    found = {"w2": mean[0], "w2_mode": mean[1:3], "w2_mode_core": mean[3:5]}
+    return found | statistics(sample(N_STATISTICS, devices.generator("cpu", *key, "statistics")), sigma)
+
+
+def goals(metrics, sigma):
+    """-> [(what, worst value, bound)]: the largest deviation of each kind, and what it may be at most."""
+    return [
+        ("mode weights: off 0.5 by", abs(metrics["mode_weights"][0] - 0.5), 0.02),
+        ("means: off by", np.abs(np.array(metrics["mode_means"]) - MEANS).max(), 0.02),
+        ("standard deviations: relative error", np.abs(np.array(metrics["mode_stds"]) / sigma - 1).max(), 0.12),
+        ("share farther than 3 sigma from both modes", 1 - metrics["within_3_sigma"], 0.02),
+        ("W2 within a mode over its floor", max(metrics["w2_mode"]) / metrics["w2_mode_floor"], 1.5),
+    ]
