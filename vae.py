@@ -34,6 +34,7 @@ import argparse
 import copy
 import math
 import time
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -162,6 +163,17 @@ class VAE(nn.Module):
         self.batches += 1
         self.sigma2.lerp_(mse, (1 / self.batches).clamp(min=0.01))
         return mse
+
+
+def load(path, device):
+    """A run's folder or checkpoint.pt, of vae.py or vae_gan.py -> its averaged VAE on `device`, the run's flags."""
+    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    state = runs.load_checkpoint(file)
+    if "average" not in state or "latent_dim" not in state["args"]:
+        raise runs.UserError(f"{file} holds no encoder and decoder: give a run of vae.py or vae_gan.py")
+    vae = VAE(state["args"]["latent_dim"]).to(device)
+    runs.load_weights(vae, state["average"], file)
+    return vae.eval(), state["args"]
 
 
 # --- the ELBO, per image and in nats ------------------------------------------------------------------------------
