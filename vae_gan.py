@@ -1,9 +1,31 @@
-"""A VAE-GAN on CIFAR-10: a VAE whose likelihood compares features of a discriminator, not pixels."""
+"""A VAE-GAN on CIFAR-10: a VAE whose likelihood compares a discriminator's features instead of pixels.
+
+Paper: Larsen, Sonderby, Larochelle & Winther 2016 (arXiv 1512.09300), Algorithm 1. Encoder and decoder are vae.py's.
+
+    python vae_gan.py --epochs 50                    # CIFAR-10 in data/ or downloaded there; CUDA where there is one
+    python vae_gan.py --data shapes --limit 10000 --epochs 4         # built-in data, minutes on a CPU
+    torchrun --nproc-per-node=2 vae_gan.py --epochs 50               # same global batch on two GPUs (or CPU processes)
+    python vae_gan.py --resume                       # go on after Ctrl-C or a crash; --eval-only measures again
+    python vae_gan.py --eval-only --compare runs/vae # beside a run of vae.py: comparison.png
+
+MEASURED
+
+Symbols: x image, z ~ q(z|x) its code, x_hat = Dec(z) its reconstruction (the paper's x tilde), z_p ~ N(0, I) and
+x_p = Dec(z_p) a sample, Dis(x) the probability that x is real, as a logit, Dis_l(x) the features of its layer l.
+
+The routing, which is the paper's and which ports often lose (the tests check each line):
+    encoder        <- KL(q(z|x) || p(z)) - log p(Dis_l(x)|z)         nothing from the GAN
+    decoder        <- gamma * -log p(Dis_l(x)|z) - L_GAN             nothing from the KL
+    discriminator  <- -L_GAN                                         nothing from the likelihood
+
+DEVIATIONS
+"""
 
 import argparse
 import copy
 import time
 
+import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,11 +36,15 @@ import devices
 import fid
 import runs
 import sampling
-from vae import VAE, evaluate, kl_to_prior
+from vae import VAE, evaluate, gaussian_nll, kl_to_prior, load
 
 CURVES = {"feature_nll": "-log p(Dis_l(x)|z), nats", "kl": "KL, nats per image", "mse": "squared error per pixel"}
-PLAYERS = ("encoder", "decoder", "discriminator")
 LAYERS = ("conv1", "conv2", "fc")
+# what a step reports, as means over the batch; loss is the encoder's
+STEP = ["loss", "kl", "feature_nll", "mse", "dis_real", "dis_hat", "dis_p", "spread"]
+NORMS = ["norm_encoder", "norm_decoder", "norm_discriminator"]
+ADVICE = "lower --lr, or raise --gamma, and start anew"
+PATIENCE = 10  # log lines in a row that must tell of a collapse before it is said
 
 
 def parse_args(argv=None):
@@ -29,17 +55,16 @@ def parse_args(argv=None):
         "--sample", type=runs.number(int, 1), help="write SAMPLE images from the checkpoint, do no more"
     )
     parser.add_argument("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
-    parser.add_argument("--compare", metavar="CHECKPOINT", help="a run of vae.py, for comparison.png and sharpness")
+    parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
-    parser.add_argument("--gamma", type=runs.number(float, 0), default=1e-4, help="weight of likelihood against GAN")
+    parser.add_argument("--gamma", type=runs.number(float, 0), default=1e-3, help="likelihood against GAN in decoder")
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
-    parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=3e-4, help="learning rate")
-    parser.add_argument("--lr-discriminator", type=runs.number(float, above=0), default=3e-4, help="learning rate")
+    parser.add_argument("--batch-size", type=runs.number(int, 2), default=64, help="images a step, over all ranks")
+    parser.add_argument("--lr", type=runs.number(float, above=0), default=3e-4, help="learning rate of all three")
     parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
     parser.add_argument("--ema", type=runs.number(float, 0, 1), default=0.999, help="decay of the averaged weights")
     parser.add_argument(
@@ -48,14 +73,6 @@ def parse_args(argv=None):
     parser.add_argument(
         "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
     )
-    # candidates
-    parser.add_argument("--generator-loss", choices=["minimax", "nonsaturating"], default="nonsaturating", help="loss")
-    parser.add_argument("--optimizer", choices=["adam", "rmsprop"], default="adam", help="optimiser")
-    parser.add_argument("--beta1", type=float, default=0.5, help="Adam's")
-    parser.add_argument("--mixed", action="store_true", help="decoder sees both kinds of z in one batch")
-    parser.add_argument("--balance", action="store_true", help="the original code's equilibrium")
-    parser.add_argument("--feature-sigma", default="1", help="std of the feature likelihood, or auto")
-    parser.add_argument("--center", action="store_true", help="discriminator sees x - 1/2")
     # evaluation
     count = runs.number(int, 2, words=("auto", "off"))
     parser.add_argument("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
@@ -71,152 +88,155 @@ def parse_args(argv=None):
 
 
 class Discriminator(nn.Module):
-    """Dis.  x (B, 3, 32, 32) in [0, 1] -> logit (B,), features of layer l (B, D), taken before their ReLU.
+    """x (B, 3, 32, 32) in [0, 1] -> logit of Dis(x) (B,), Dis_l(x) (B, D): layer l before its ReLU.
 
     feature_layer: conv1 (D = 16,384), conv2 (8,192) or fc (1,024).
     """
 
-    def __init__(self, feature_layer="conv2", center=False):
+    def __init__(self, feature_layer="conv2"):
         super().__init__()
         self.feature_layer = feature_layer
-        self.center = center
-        self.conv1 = nn.Conv2d(3, 64, kernel_size=4, stride=2, padding=1)  # (B, 64, 16, 16)
-        self.conv2 = nn.Conv2d(64, 128, kernel_size=4, stride=2, padding=1)  # (B, 128, 8, 8)
+        self.conv1 = nn.Conv2d(3, 64, kernel_size=4, stride=2, padding=1)
+        self.conv2 = nn.Conv2d(64, 128, kernel_size=4, stride=2, padding=1)
         self.fc = nn.Linear(128 * 8 * 8, 1024)
         self.out = nn.Linear(1024, 1)
 
     def forward(self, x):
-        if self.center:
-            x = 2 * x - 1
-        layers = {"conv1": self.conv1(x)}
-        layers["conv2"] = self.conv2(F.relu(layers["conv1"]))
-        layers["fc"] = self.fc(F.relu(layers["conv2"]).flatten(1))
-        logit = self.out(F.relu(layers["fc"])).squeeze(1)
-        return logit.float(), layers[self.feature_layer].flatten(1).float()
+        conv1 = self.conv1(2 * x - 1)  # (B, 64, 16, 16)
+        conv2 = self.conv2(F.relu(conv1))  # (B, 128, 8, 8)
+        fc = self.fc(F.relu(conv2).flatten(1))  # (B, 1024)
+        features = {"conv1": conv1, "conv2": conv2, "fc": fc}[self.feature_layer]
+        return self.out(F.relu(fc)).squeeze(1).to(x.dtype), features.flatten(1).to(x.dtype)
 
 
-# --- losses, per image and in nats --------------------------------------------------------------------------------
+# --- losses and their routing -------------------------------------------------------------------------------------
 
 
-def feature_nll(features, features_hat, sigma2):
-    """-log N(Dis_l(x); Dis_l(x~), sigma2 I).  Larsen et al. 2016, eq. 7.  Both (B, D) -> (B,)"""
-    squares = (features - features_hat).square().sum(1)
-    return 0.5 * squares / sigma2 + features.shape[1] / 2 * torch.log(2 * torch.pi * sigma2)
+def gan_terms(real, hat, p):
+    """L_GAN = log Dis(x) + log(1 - Dis(x_hat)) + log(1 - Dis(x_p)) of each image, in nats.  Algorithm 1.
+
+    real, hat, p: the three logits (B,) -> (B,)
+    """
+    return F.logsigmoid(real) + F.logsigmoid(-hat) + F.logsigmoid(-p)
 
 
-def gan_terms(real, tilde, prior):
-    """L_GAN = log Dis(x) + log(1 - Dis(x~)) + log(1 - Dis(x_p)), from logits (B,).  Algorithm 1 -> (B,)"""
-    return F.logsigmoid(real) + F.logsigmoid(-tilde) + F.logsigmoid(-prior)
+def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32"):
+    """One pass of Algorithm 1 up to its updates.
 
+    x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal -> the gradients to descend, a list for each of encoder,
+    decoder and discriminator, in the order of their parameters(); the numbers of STEP, a tensor.
 
-def routed_gradients(vae, discriminator, x, eps, z_prior, gamma, args=None):
-    parameters = {
-        "encoder": list(vae.encoder.parameters()),
-        "decoder": list(vae.decoder.parameters()),
-        "discriminator": list(discriminator.parameters()),
-    }
+    Nothing is computed twice. Forward: the encoder once, the decoder once a kind of z, the discriminator once a kind of
+    image. Backward: once through the discriminator for all of L_GAN, once from its layer l to x_hat, once through the
+    decoder to z without its weights, once to its weights, once through the encoder. The graph is cut at z and at the
+    images: across a cut passes only what is handed over below.
+    """
+    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+    parameters = {name: list(module.parameters()) for name, module in players.items()}
     grad = torch.autograd.grad
-    with devices.autocast(x.device, args.precision):
-        mu, logvar = vae.encoder(x)
-        mu, logvar = mu.float(), logvar.float()
-        l_prior = kl_to_prior(mu, logvar)
+    with devices.autocast(x.device, precision):
+        mu, logvar = vae.encoder(x)  # Z <- Enc(X)
+        mu, logvar = mu.to(x.dtype), logvar.to(x.dtype)  # under autocast the networks answer in bfloat16
         z = mu + eps * torch.exp(0.5 * logvar)
-        code = z.detach().requires_grad_()
-        if args.mixed:
-            x_tilde, x_prior = vae.decoder(torch.cat((code, z_prior))).float().chunk(2)
-        else:
-            x_tilde, x_prior = vae.decoder(code).float(), vae.decoder(z_prior).float()
-        tilde, prior = x_tilde.detach().requires_grad_(), x_prior.detach().requires_grad_()
-        real_logit, real_features = discriminator(x)
-        tilde_logit, tilde_features = discriminator(tilde)
-        prior_logit, _ = discriminator(prior)
-    sigma2 = (real_features - tilde_features).detach().square().mean()
-    if args.feature_sigma != "auto":
-        sigma2 = torch.tensor(float(args.feature_sigma) ** 2)
-    l_llike = feature_nll(real_features.detach(), tilde_features, sigma2)
-    l_gan = gan_terms(real_logit, tilde_logit, prior_logit)
+        z_cut = z.detach().requires_grad_()
+        x_hat = vae.decoder(z_cut).to(x.dtype)  # X~ <- Dec(Z)
+        x_p = vae.decoder(z_p).to(x.dtype)  # X_p <- Dec(Z_p)
+        hat_cut, p_cut = x_hat.detach().requires_grad_(), x_p.detach().requires_grad_()
+        real, features = discriminator(x)
+        hat, features_hat = discriminator(hat_cut)
+        p, _ = discriminator(p_cut)
+    kl = kl_to_prior(mu, logvar)  # L_prior
+    sigma2 = (features - features_hat).detach().square().mean()
+    runs.all_reduce_mean(sigma2)
+    feature_nll = gaussian_nll(features.detach(), features_hat, sigma2)  # L_llike
+    l_gan = gan_terms(real, hat, p)  # L_GAN
 
-    (like_tilde,) = grad(l_llike.mean(), tilde, retain_graph=True)
-    *discriminator_grads, gan_tilde, gan_prior = grad(l_gan.mean().neg(), [*parameters["discriminator"], tilde, prior])
-    if args.generator_loss == "nonsaturating":
-        gan_tilde = gan_tilde * torch.exp(-tilde_logit.detach()).view(-1, 1, 1, 1)
-        gan_prior = gan_prior * torch.exp(-prior_logit.detach()).view(-1, 1, 1, 1)
-    (like_code,) = grad(x_tilde, code, like_tilde, retain_graph=True)
-    encoder_grads = grad((l_prior.mean(), z), parameters["encoder"], (None, like_code))
-    decoder_grads = grad((x_tilde, x_prior), parameters["decoder"], (gamma * like_tilde - gan_tilde, -gan_prior))
-    grads = dict(zip(PLAYERS, (encoder_grads, decoder_grads, discriminator_grads), strict=True))
-    if args.balance:
-        real_cost = F.softplus(-real_logit).mean()
-        fake_cost = 0.5 * (F.softplus(tilde_logit) + F.softplus(prior_logit)).mean()
-        skip_dis = min(real_cost, fake_cost) < 0.68 - 0.35
-        skip_dec = max(real_cost, fake_cost) > 0.68 + 0.35
-        if skip_dis and skip_dec:
-            skip_dis = skip_dec = False
-        if skip_dis:
-            grads["discriminator"] = None
-        if skip_dec:
-            grads["decoder"] = None
-    mse = (x - tilde.detach()).square().mean()
-    spread = prior.detach().std(0).mean() / x.std(0).mean()
-    numbers = [l_prior.mean() + l_llike.mean(), l_prior.mean(), l_llike.mean(), mse]
-    numbers += [torch.sigmoid(logit).mean() for logit in (real_logit, tilde_logit, prior_logit)]
-    numbers += [spread, (gamma * like_tilde).norm() / (gan_tilde.norm() + 1e-30)]
-    return grads, mse, torch.stack(numbers).detach()
+    (like_hat,) = grad(feature_nll.mean(), hat_cut, retain_graph=True)
+    *to_discriminator, gan_hat, gan_p = grad(-l_gan.mean(), [*parameters["discriminator"], hat_cut, p_cut])
+    # The decoder climbs log Dis(fake), not -log(1 - Dis(fake)). Without batch norm in the discriminator an image's
+    # gradient is that of its own logit times a number, so the one loss's follows from the other's: by -(1 - Dis) / Dis.
+    gan_hat, gan_p = (-g * torch.exp(-logit.detach()).view(-1, 1, 1, 1) for g, logit in ((gan_hat, hat), (gan_p, p)))
+    (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
+    gradients = {
+        "encoder": grad((kl.mean(), z), parameters["encoder"], (None, like_z)),
+        "decoder": grad((x_hat, x_p), parameters["decoder"], (gamma * like_hat + gan_hat, gan_p)),
+        "discriminator": to_discriminator,
+    }
+    numbers = [kl.mean() + feature_nll.mean(), kl.mean(), feature_nll.mean(), (x - x_hat).square().mean()]
+    numbers += [torch.sigmoid(logit).mean() for logit in (real, hat, p)]
+    numbers += [x_p.std(0).mean() / x.std(0).mean()]  # of samples over that of images: 0 when all samples are alike
+    return gradients, torch.stack(numbers).detach()
 
 
-KEYS = (
-    "loss kl feature_nll mse d_real d_tilde d_prior spread ratio grad_encoder grad_decoder grad_discriminator".split()
-)
+# --- training -----------------------------------------------------------------------------------------------------
 
 
 def make_step(vae, average, discriminator, optimizers, images, args):
-    modules = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+    """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
+    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+    parameters = {name: list(module.parameters()) for name, module in players.items()}
 
-    def step(index, flip, eps, z_prior, keep):
-        x = data.batch(images, index, flip)
-        grads, mse, numbers = routed_gradients(vae, discriminator, x, eps, z_prior, args.gamma, args)
-        vae.variance(mse)
-        norms = []
-        for player, module in modules.items():
-            if grads[player] is None:
-                norms.append(torch.tensor(0.0))
-                continue
-            for parameter, grad in zip(module.parameters(), grads[player], strict=True):
-                parameter.grad = grad
-            norms.append(nn.utils.get_total_norm(grads[player]))
-        runs.average_gradients([p for m in modules.values() for p in m.parameters()])
-        for player in PLAYERS:
-            if grads[player] is not None:
-                optimizers[player].step()
+    def step(index, flip, eps, z_p, keep):
+        x = data.batch(images, index, flip)  # X <- a mini-batch
+        gradients, numbers = routed_gradients(vae, discriminator, x, eps, z_p, args.gamma, args.precision)
+        vae.variance(numbers[STEP.index("mse")])  # only for evaluate(): what these weights are worth as a VAE
+        runs.all_reduce_mean(*(g for each in gradients.values() for g in each))
+        norms = [nn.utils.get_total_norm(each) for each in gradients.values()]
+        for name, each in gradients.items():
+            for parameter, gradient in zip(parameters[name], each, strict=True):
+                parameter.grad = gradient
+        optimizers["encoder"].step()  # theta_Enc <- - grad (L_prior + L_llike)
+        optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike - L_GAN)
+        optimizers["discriminator"].step()  # theta_Dis <- - grad -L_GAN
         devices.average_weights(average, vae, keep)
         return torch.cat((numbers, torch.stack(norms)))
 
     return devices.Captured(step) if args.capture else step
 
 
+def trouble(record):
+    """What a log record says about a collapse: one sentence with what to change, or None."""
+    if record["dis_real"] > 0.99 and max(record["dis_hat"], record["dis_p"]) < 0.01:
+        return "the discriminator is certain of every image, so the decoder learns little: raise --gamma or lower --lr"
+    if record["spread"] < 0.1:
+        return "all samples look alike (mode collapse): raise --gamma or lower --lr, and start anew"
+    if record["kl"] < 0.5:
+        return "the code says nothing about the image (posterior collapse): lower --lr, or try another --feature-layer"
+    return None
+
+
 def train(args, run, device, images, test):
+    """Train to args.epochs, with --resume from the checkpoint. Leaves log.jsonl, checkpoint.pt. -> average, seconds.
+
+    What is measured and sampled is the exponential moving average of encoder and decoder, never a mixture.
+    """
     torch.manual_seed(args.seed)  # the initial weights
-    vae = VAE(args.latent_dim).to(device)
-    discriminator = Discriminator(args.feature_layer, args.center).to(device)
+    vae, discriminator = VAE(args.latent_dim).to(device), Discriminator(args.feature_layer).to(device)
     average = copy.deepcopy(vae)
-    modules = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
-    rates = {"encoder": args.lr, "decoder": args.lr, "discriminator": args.lr_discriminator}
-    if args.optimizer == "adam":
-        optimizers = {
-            p: devices.adam(m.parameters(), rates[p], device, betas=(args.beta1, 0.999)) for p, m in modules.items()
-        }
-    else:
-        optimizers = {p: torch.optim.RMSprop(m.parameters(), lr=rates[p], alpha=0.9) for p, m in modules.items()}
+    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+    optimizers = {
+        name: devices.adam(module.parameters(), args.lr, device, betas=(0.5, 0.999)) for name, module in players.items()
+    }
     parts = {"model": vae, "average": average, "discriminator": discriminator}
-    parts |= {f"optimizer_{p}": o for p, o in optimizers.items()}
-    recent = torch.zeros(len(KEYS), device=device)
+    parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
+    recent = torch.zeros(len(STEP + NORMS), device=device)  # their sums since the last log line
     first, seconds = 0, 0.0
-    run.begin()
-    per_epoch = len(images) // args.batch_size
+    if args.resume:
+        state = run.restore(parts)
+        recent.copy_(state["recent"])
+        first, seconds = state["step"], state["seconds"]
+        run.rewind_log(first)
+    else:
+        run.begin()
+    per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
     total = args.epochs * per_epoch
+    if first > total:
+        raise runs.UserError(f"{run.folder} is at step {first}, past --epochs {args.epochs}: give more, or --eval-only")
     vae.train()
     update = make_step(vae, average, discriminator, optimizers, images, args)
     began = time.perf_counter() - seconds
+    lasted = 0  # log lines in a row that told of a collapse
+
     bar = tqdm(total=total, initial=first, unit="step", disable=not runs.is_main(), dynamic_ncols=True)
     with runs.stop_on_signal() as stop, bar:
         for step in range(first, total):
@@ -226,29 +246,60 @@ def train(args, run, device, images, test):
                 order = torch.randperm(len(images), generator=shuffle).to(device)
             noise = devices.generator(device, args.seed, "noise", step)
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
-            eps, z_prior = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
+            eps, z_p = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
             index = order[i * args.batch_size : (i + 1) * args.batch_size]
-            for p, o in optimizers.items():
-                devices.set_lr(o, devices.learning_rate(step, total, rates[p], args.schedule))
-            keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)
-            recent += update(*map(runs.shard, (index, flip, eps, z_prior)), keep)
+            lr = devices.learning_rate(step, total, args.lr, args.schedule)
+            for optimizer in optimizers.values():
+                devices.set_lr(optimizer, lr)
+            keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
+            recent += update(*map(runs.shard, (index, flip, eps, z_p)), keep)
             done = step + 1
             bar.update()
-            if done % args.log_every == 0:
-                values = dict(zip(KEYS, (recent / args.log_every).tolist(), strict=True))
+            if done % args.log_every == 0:  # the only time that the host waits for the device
+                runs.all_reduce_mean(recent)
+                record = dict(zip(STEP + NORMS, (recent / args.log_every).tolist(), strict=True))
                 recent.zero_()
-                runs.check_finite(values["loss"], done, "lower --lr")
-                run.log(step=done, epoch=done / per_epoch, seconds=time.perf_counter() - began, **values)
+                runs.check_finite(sum(record.values()), done, ADVICE)
+                where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
+                run.log(**where, **record)
+                dis = " ".join(f"{record[key]:.2f}" for key in ("dis_real", "dis_hat", "dis_p"))
+                bar.set_postfix_str(f"Dis {dis}, kl {record['kl']:.1f}, mse {record['mse']:.4f}")
+                lasted = lasted + 1 if trouble(record) else 0
+                if lasted == PATIENCE and runs.is_main():
+                    bar.write(f"step {done}: {trouble(record)}")
             complete = done % (args.save_every * per_epoch) == 0 or done == total
             stopping = stop.now(done) and done < total
             if complete or stopping:
-                glimpse = evaluate(average, test[:1000], args.seed)
+                runs.average_buffers(vae, average)
+                if runs.is_main():  # a glimpse: what is saved must be finite
+                    glimpse = evaluate(average, test[:1000], args.seed)
+                    runs.check_finite(glimpse["elbo_nats"], done, ADVICE)
                 run.save(done, time.perf_counter() - began, parts, recent=recent.cpu())
-            if complete:
+            if complete and runs.is_main():
                 run.log(step=done, epoch=epoch + 1, **glimpse)
             if stopping:
                 run.stop(done, total)
     return average, time.perf_counter() - began
+
+
+def plot_adversaries(log, path):
+    """From log.jsonl's records: Dis on the three kinds of image, and the three gradient norms, against epochs."""
+    log = [record for record in log if "loss" in record]
+    epochs = [record["epoch"] for record in log]
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), dpi=100, layout="constrained")
+    names = {"dis_real": "images", "dis_hat": "reconstructions", "dis_p": "samples, z ~ N(0, I)"}
+    for key, name in names.items():
+        axes[0].plot(epochs, [record[key] for record in log], lw=0.8, label=name)
+    axes[0].axhline(1 / 3, color="grey", ls="--", lw=0.8, label="a discriminator that knows nothing")
+    axes[0].set(ylim=(0, 1), title="Dis: probability of being real")
+    for key in NORMS:
+        axes[1].semilogy(epochs, [record[key] for record in log], lw=0.8, label=key.removeprefix("norm_"))
+    axes[1].set(title="norm of the gradient")
+    for ax in axes:
+        ax.set_xlabel("epoch")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize=8)
+    runs.save_figure(figure, path)
 
 
 def main(argv=None):
@@ -256,13 +307,34 @@ def main(argv=None):
     device = devices.start(args.device, args.precision, args.capture)
     run = runs.Run(args, "vae_gan.py")
     images, _, test, _ = data.splits(args, device)
-    extractor = fid.wanted_extractor(args.fid, args.features, device)
-    vae, seconds = train(args, run, device, images, test)
-    steps = args.epochs * (len(images) // args.batch_size)
-    runs.plot_curves(run.read_log(), run / "curves.png", CURVES)
+    runs.check_batch(args.batch_size, len(images))
+    # before training, to say what is missing while it can be helped
+    extractor = None if args.sample else fid.wanted_extractor(args.fid, args.features, device)
+    other = load(args.compare, device)[0] if args.compare else None
+    if args.eval_only or args.sample:
+        vae = VAE(args.latent_dim).to(device)
+        state = run.restore({"average": vae})
+        seconds, steps = state["seconds"], state["step"]
+    else:
+        vae, seconds = train(args, run, device, images, test)
+        steps = args.epochs * (len(images) // args.batch_size)
+    if not runs.leave_group():
+        return
+    if args.sample:
+        sampling.write_samples(run, args, vae, images)
+        return
+    log = run.read_log()
+    runs.plot_curves(log, run / "curves.png", CURVES)
+    plot_adversaries(log, run / "adversaries.png")
+    pictures = ["curves.png", "adversaries.png"]
+    if other:
+        rows = [test[:48], *(sampling.decode(each, sampling.encode(each, test[:48])) for each in (other, vae))]
+        title = f"test images, reconstructions of the VAE ({args.compare}), and of the VAE-GAN"
+        data.plot_rows(rows, run / "comparison.png", title)
+        pictures.append("comparison.png")
     metrics = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
     metrics |= evaluate(vae, test, args.seed)
-    sampling.report(run, args, vae, images, test, extractor, metrics, ["curves.png"])
+    sampling.report(run, args, vae, images, test, extractor, metrics, pictures)
 
 
 if __name__ == "__main__":

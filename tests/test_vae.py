@@ -210,9 +210,9 @@ def losses(name):
     return [r["loss"] for r in map(json.loads, Path("runs", name, "log.jsonl").read_text().splitlines()) if "loss" in r]
 
 
-def interrupt_after(patch, steps):
+def interrupt_after(patch, steps, script=vae):
     """Press Ctrl-C, as the signal that it is, once `steps` updates are done."""
-    original, count = vae.make_step, 0
+    original, count = script.make_step, 0
 
     def make_step(*args):
         update = original(*args)
@@ -226,7 +226,7 @@ def interrupt_after(patch, steps):
 
         return counted
 
-    patch.setattr(vae, "make_step", make_step)
+    patch.setattr(script, "make_step", make_step)
 
 
 def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):

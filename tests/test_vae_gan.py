@@ -1,0 +1,297 @@
+"""vae_gan.py: who receives which gradient, checked against hand-built sums; the losses' closed forms; whole runs.
+
+pytest tests/test_vae_gan.py
+"""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from test_runs import ROOT, torchrun
+from test_vae import interrupt_after
+from torch import nn
+from torch.distributions import Independent, Normal
+
+import data
+import devices
+import runs
+import vae
+import vae_gan
+
+PLAYERS = ("encoder", "decoder", "discriminator")
+
+
+# --- the discriminator and the losses -----------------------------------------------------------------------------
+
+
+def test_the_discriminator_is_the_assignments():
+    dis = vae_gan.Discriminator()
+    found = [(type(m).__name__, *m.weight.shape) for m in dis.modules() if hasattr(m, "weight")]
+    expected = [("Conv2d", 64, 3, 4, 4), ("Conv2d", 128, 64, 4, 4), ("Linear", 1024, 8192), ("Linear", 1, 1024)]
+    assert found == expected
+    assert [dis.conv1.stride, dis.conv2.stride] == [(2, 2), (2, 2)]
+    logit, _ = dis(torch.rand(3, 3, 32, 32))
+    assert logit.shape == (3,) and logit.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("layer", "size"), [("conv1", 16_384), ("conv2", 8_192), ("fc", 1_024)])
+def test_features_are_those_of_the_layer_before_its_relu(layer, size):
+    dis = vae_gan.Discriminator(layer)
+    seen = {}
+    getattr(dis, layer).register_forward_hook(lambda module, args, output: seen.update(output=output))
+    x = torch.rand(2, 3, 32, 32)
+    logit, features = dis(x)
+    assert features.shape == (2, size) and (features < 0).any()
+    torch.testing.assert_close(features, seen["output"].flatten(1))
+    torch.testing.assert_close(vae_gan.Discriminator.forward(dis, x.flip(0))[0], logit.flip(0))  # images do not mix
+
+
+def test_gan_terms_are_the_papers():
+    real, hat, p = (torch.tensor([-2.0, 0.0, 3.0]) + shift for shift in (0, 0.5, -1))
+    expected = torch.log(torch.sigmoid(real)) + torch.log(1 - torch.sigmoid(hat)) + torch.log(1 - torch.sigmoid(p))
+    torch.testing.assert_close(vae_gan.gan_terms(real, hat, p), expected)
+    certain = vae_gan.gan_terms(*(torch.tensor([v]) for v in (-200.0, 200.0, 200.0)))
+    assert certain.item() == pytest.approx(-600)  # no infinities where the discriminator is wrong and certain
+
+
+# --- the routing --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def game():
+    """A VAE and a discriminator in double precision, in training mode, and one batch."""
+    torch.manual_seed(0)
+    model, dis = vae.VAE(3).double().train(), vae_gan.Discriminator().double()
+    x, (eps, z_p) = torch.rand(4, 3, 32, 32).double(), torch.randn(2, 4, 3).double()
+    return model, dis, x, eps, z_p
+
+
+def by_hand(model, dis, x, eps, z_p):
+    """-> the losses as means over the batch, each as a function of all parameters, nothing detached."""
+    mu, logvar = model.encoder(x)
+    x_hat, x_p = model.decoder(mu + eps * torch.exp(0.5 * logvar)), model.decoder(z_p)
+    (real, features), (hat, features_hat), (p, _) = dis(x), dis(x_hat), dis(x_p)
+    sigma2 = (features - features_hat).detach().square().mean()
+    like = Independent(Normal(features_hat, sigma2.sqrt()), 1)
+    return {
+        "kl": (0.5 * (mu**2 + logvar.exp() - 1 - logvar)).sum(1).mean(),
+        "like": -like.log_prob(features.detach()).mean(),
+        "fool": -(torch.sigmoid(hat).log() + torch.sigmoid(p).log()).mean(),
+        "gan": (real.sigmoid().log() + (1 - hat.sigmoid()).log() + (1 - p.sigmoid()).log()).mean(),
+    }
+
+
+def test_each_player_receives_its_own_gradient_and_no_other(game):
+    model, dis, x, eps, z_p = game
+    gamma = 0.25
+    found, numbers = vae_gan.routed_gradients(model, dis, x, eps, z_p, gamma)
+    loss = by_hand(model, dis, x, eps, z_p)
+    expected = {
+        "encoder": (loss["kl"] + loss["like"], model.encoder),
+        "decoder": (gamma * loss["like"] + loss["fool"], model.decoder),
+        "discriminator": (-loss["gan"], dis),
+    }
+    for player, (value, module) in expected.items():
+        wanted = torch.autograd.grad(value, list(module.parameters()), retain_graph=True)
+        assert len(found[player]) == len(wanted)
+        for (name, _), f, w in zip(module.named_parameters(), found[player], wanted, strict=True):
+            torch.testing.assert_close(f, w, rtol=1e-7, atol=1e-12, msg=lambda m, n=name, p=player: f"{p} {n}: {m}")
+            if not (name.endswith("bias") and f.abs().max() < 1e-9):  # a bias before batch norm moves nothing
+                assert f.abs().max() > 0
+    values = dict(zip(vae_gan.STEP, numbers.tolist(), strict=True))
+    assert values["kl"] == pytest.approx(loss["kl"].item())
+    assert values["feature_nll"] == pytest.approx(loss["like"].item())
+    assert values["loss"] == pytest.approx((loss["kl"] + loss["like"]).item())
+
+
+def test_gamma_moves_the_decoder_alone(game):
+    model, dis, x, eps, z_p = game
+    low, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.0)
+    high, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 5.0)
+    for player in ("encoder", "discriminator"):
+        assert all(torch.equal(a, b) for a, b in zip(low[player], high[player], strict=True))
+    assert not torch.equal(low["decoder"][0], high["decoder"][0])
+    assert all(p.grad is None for m in (model, dis) for p in m.parameters())  # nothing is left behind
+
+
+def test_each_players_step_leaves_the_others_untouched():
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
+    args = vae_gan.parse_args(["--device", "cpu", "--latent-dim", "3"])
+    draws = torch.arange(8), torch.zeros(8, dtype=torch.bool), *torch.randn(2, 8, 3), torch.tensor(0.9)
+
+    def after_a_step(*movers):
+        torch.manual_seed(0)
+        model, dis = vae.VAE(3).train(), vae_gan.Discriminator()
+        modules = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": dis}
+        rates = {name: 1e-3 if name in movers else 0.0 for name in modules}
+        optimizers = {n: devices.adam(m.parameters(), rates[n], torch.device("cpu")) for n, m in modules.items()}
+        vae_gan.make_step(model, vae.VAE(3), dis, optimizers, images, args)(*draws)
+        return {n: [p.detach().clone() for p in m.parameters()] for n, m in modules.items()}
+
+    start, everyone = after_a_step(), after_a_step(*PLAYERS)
+    for player in PLAYERS:
+        alone = after_a_step(player)
+        for other in PLAYERS:
+            wanted = everyone if other == player else start  # all gradients come from the weights before the step
+            assert all(torch.equal(a, b) for a, b in zip(alone[other], wanted[other], strict=True))
+        assert not torch.equal(alone[player][0], start[player][0])
+
+
+def test_the_two_ranks_gradients_are_those_of_the_whole_batch(game, monkeypatch):
+    """Without batch norm, the mean over two half batches is the whole: also with the likelihood's shared variance."""
+    model, dis, x, eps, z_p = game
+    for module in list(model.modules()):
+        for child, inner in list(module.named_children()):
+            if isinstance(inner, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(module, child, nn.Identity())
+    halves = [(x[i::2], eps[i::2], z_p[i::2]) for i in (0, 1)]
+    shared = []
+    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: shared.append(t.clone()))
+    for half in halves:
+        vae_gan.routed_gradients(model, dis, *half, 0.5)
+    mean = sum(shared) / 2
+    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: t.copy_(mean))
+    parts = [vae_gan.routed_gradients(model, dis, *half, 0.5)[0] for half in halves]
+    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: None)
+    whole, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5)
+    for player in PLAYERS:
+        for a, b, w in zip(parts[0][player], parts[1][player], whole[player], strict=True):
+            torch.testing.assert_close((a + b) / 2, w, rtol=1e-7, atol=1e-12)
+
+
+# --- collapses ----------------------------------------------------------------------------------------------------
+
+HEALTHY = {"dis_real": 0.6, "dis_hat": 0.3, "dis_p": 0.2, "spread": 0.9, "kl": 50.0}
+
+
+def test_collapses_are_told_with_what_to_change():
+    assert vae_gan.trouble(HEALTHY) is None
+    assert "certain" in vae_gan.trouble(HEALTHY | {"dis_real": 0.999, "dis_hat": 0.001, "dis_p": 0.002})
+    assert vae_gan.trouble(HEALTHY | {"dis_real": 0.999, "dis_hat": 0.2}) is None
+    assert "mode collapse" in vae_gan.trouble(HEALTHY | {"spread": 0.01})
+    assert "posterior collapse" in vae_gan.trouble(HEALTHY | {"kl": 0.01})
+    assert vae_gan.trouble(HEALTHY | {"kl": 0.01}).count("--") >= 1
+
+
+# --- whole runs on 60 small images --------------------------------------------------------------------------------
+
+QUICK = "--device cpu --latent-dim 4 --batch-size 30 --log-every 1".split()
+
+
+def train(image_folder, *argv):
+    vae_gan.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
+
+
+def saved(name):
+    return runs.load_checkpoint(Path("runs", name, "checkpoint.pt"))
+
+
+def tensors(state):
+    """All tensors of a checkpoint, by their path."""
+    found, todo = {}, [("", state)]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, torch.Tensor):
+            found[path] = value
+        elif isinstance(value, dict):
+            todo += [(f"{path}/{key}", inner) for key, inner in value.items()]
+    return found
+
+
+def equal(a, b):
+    a, b = tensors(a), tensors(b)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def log(name):
+    lines = Path("runs", name, "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "lr")} for line in lines]
+
+
+def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
+    train(image_folder, "--name", "whole", "--epochs", 2)
+    pictures = {"curves.png", "adversaries.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"}
+    assert {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt"} | pictures == set(os.listdir("runs/whole"))
+    metrics = json.loads(Path("runs/whole/metrics.json").read_text())
+    assert {"elbo_nats", "mse", "kl", "active_units", "sharpness_generation", "seconds"} <= set(metrics)
+    assert "adversaries.png" in capsys.readouterr().out
+    record = log("whole")[0]
+    assert set(vae_gan.STEP + vae_gan.NORMS) <= set(record) and record["norm_encoder"] > 0
+
+    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="vae_gan.py --name broken --resume"):
+        interrupt_after(patch, 3, vae_gan)  # in the middle of the second epoch
+        train(image_folder, "--name", "broken", "--epochs", 2)
+    assert saved("broken")["step"] == 3
+    vae_gan.main(["--name", "broken", "--resume"])
+    assert equal(saved("whole"), saved("broken")) and log("whole") == log("broken")
+    assert {"discriminator", *(f"optimizer_{player}" for player in PLAYERS)} <= set(saved("whole"))
+
+    train(image_folder, "--name", "other", "--epochs", 2, "--seed", 1)
+    assert not equal(saved("whole"), saved("other"))
+    vae_gan.main(["--name", "broken", "--eval-only"])
+    assert json.loads(Path("runs/broken/metrics.json").read_text())["elbo_nats"] == metrics["elbo_nats"]
+    vae_gan.main(["--name", "broken", "--sample", "3", "--prior", "expost"])
+    assert len(os.listdir("runs/broken/samples-expost")) == 3
+
+
+def test_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch):
+    vae.main(["--data", str(image_folder), *QUICK, "--epochs", "1"])
+    drawn = {}
+    original = data.plot_rows
+    monkeypatch.setattr(
+        data, "plot_rows", lambda sets, path, title: drawn.update({path.name: sets}) or original(sets, path, title)
+    )
+    train(image_folder, "--epochs", 1, "--compare", "runs/vae")
+    images, of_vae, of_vae_gan = drawn["comparison.png"]
+    assert len(images) == len(of_vae) == len(of_vae_gan) == 12
+    assert not torch.equal(of_vae, of_vae_gan)
+    _, reconstructions = drawn["reconstructions.png"]
+    assert torch.equal(of_vae_gan, reconstructions)
+    assert Path("runs/vae_gan/comparison.png").exists()
+
+
+@pytest.mark.slow
+def test_64_images_are_told_from_fakes_and_reconstructed(in_tmp, shapes_dir):
+    flags = "--data shapes --limit 64 --batch-size 32 --epochs 60 --latent-dim 32 --save-every 60".split()
+    vae_gan.main([*flags, "--data-dir", str(shapes_dir), "--device", "cpu", "--holdout", "100"])
+    records = [r for r in log("vae_gan") if "loss" in r]
+    first_images, _ = data.load("shapes", shapes_dir, "train")
+    variance = (first_images[:64] / 255).var(0).mean().item()
+    assert records[-1]["mse"] < 0.6 * variance < records[0]["mse"]
+    assert records[-1]["dis_real"] > records[-1]["dis_hat"] + 0.05
+    assert all(math.isfinite(value) for r in records for value in r.values())
+
+
+@pytest.mark.slow
+def test_training_under_torchrun_writes_one_run(tmp_path, image_folder):
+    done = torchrun(tmp_path, ROOT / "vae_gan.py", "--data", image_folder, *QUICK, "--epochs", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bits_per_dim") == 1
+    assert runs.load_checkpoint(tmp_path / "runs/vae_gan/checkpoint.pt")["step"] == 2
+
+
+def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
+    def says(*argv):
+        return refused(vae_gan.main, *argv)
+
+    assert "--gamma" in says("--gamma", -1)
+    assert "invalid choice: 'conv9'" in says("--feature-layer", "conv9")
+    assert "unrecognized arguments: --beta" in says("--beta", 2)
+    assert "do not fill a batch" in says("--data", image_folder, "--batch-size", 61)
+    assert "there is no checkpoint" in says("--resume")
+    assert "there is no checkpoint" in says("--data", image_folder, "--batch-size", 30, "--compare", "runs/nothing")
+    assert not Path("runs").exists()
+    vae.main(["--data", str(image_folder), *QUICK, "--epochs", "1", "--name", "both"])
+    assert "was made by vae.py, not vae_gan.py" in says("--name", "both", "--eval-only")
+    train(image_folder, "--epochs", 1)
+    assert "made with --feature-layer conv2, not fc" in says("--resume", "--feature-layer", "fc")
+    train(image_folder, "--name", "long", "--epochs", 2)
+    assert "is at step 4, past --epochs 1" in says("--name", "long", "--resume", "--epochs", 1)
+
+
+def test_a_diverging_run_says_what_to_change(in_tmp, image_folder, refused):
+    message = refused(vae_gan.main, "--data", image_folder, *QUICK, "--lr", 1e8, "--epochs", 1)
+    assert "lower --lr" in message and not Path("runs/vae_gan/checkpoint.pt").exists()
