@@ -1,0 +1,221 @@
+"""classifier.py: shapes, whitening, augmentation and interval against known values; the exported features equal the
+eager ones; training separates two classes and resumes bit for bit; bad input.
+
+pytest tests/test_classifier.py
+"""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import classifier
+import data
+import extractors
+import fid
+import runs
+
+IMAGES = torch.from_numpy(data.make_shapes(40, seed=5))
+
+
+@pytest.fixture(scope="module")
+def net():
+    """A small network with statistics of batch norm that are not those of a fresh one."""
+    torch.manual_seed(0)
+    net = classifier.ResNet(classes=3, widths=(8, 8, 16, 24))
+    net.whiten(IMAGES)
+    with torch.no_grad():
+        net(IMAGES)
+    return net.eval()
+
+
+def test_shapes_and_parameters():
+    net = classifier.ResNet()
+    h = net.stem(torch.rand(2, 3, 32, 32))
+    assert h.shape == (2, 32, 30, 30)
+    sizes = []
+    for layer in net.body:
+        h = layer(h)
+        sizes.append(tuple(h.shape[1:]))
+    assert sizes[:6:2] == [(64, 15, 15), (256, 7, 7), (256, 3, 3)] and sizes[-1] == (256,)
+    assert net.logits(h).shape == (2, 10)
+    pairs = [(32, 64), (64, 64), (64, 256), (256, 256), (256, 256), (256, 256)]
+    learned = sum(9 * a * b + b for a, b in pairs) + 256 * 10  # kernels and the biases of batch norm; the last layer
+    assert sum(p.numel() for p in net.parameters() if p.requires_grad) == learned
+    assert not any(p.requires_grad for p in net.stem.parameters())
+
+
+def test_the_stem_whitens():
+    random = torch.Generator().manual_seed(0)
+    images = F.avg_pool2d(torch.randint(0, 256, (400, 3, 34, 34), generator=random).float(), 3, 1).to(torch.uint8)
+    net = classifier.ResNet(widths=(12, 8))
+    net.whiten(images)
+    responses = net.stem[0](images / 255)[:, :, ::3, ::3].transpose(0, 1).flatten(1)  # of the patches it was made from
+    torch.testing.assert_close(responses[:6], -responses[6:])
+    torch.testing.assert_close(responses.mean(1), torch.zeros(12), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.cov(responses[:6]), torch.eye(6), atol=0.05, rtol=0)
+
+
+def test_shifting_reproduces_crops_of_the_reflected_image():
+    x = data.batch(IMAGES, torch.arange(25))
+    shift = torch.stack(torch.meshgrid(torch.arange(5), torch.arange(5), indexing="ij")).flatten(1)
+    moved = classifier.shifted(x, shift)
+    assert moved.shape == x.shape and moved.min() >= x.min() and moved.max() <= x.max()
+    assert torch.equal(moved, classifier.shifted(x, shift))
+    assert torch.equal(moved[12], x[12])  # two rows and two columns in is where it was
+    assert torch.equal(moved[0][:, 2:, 2:], x[0][:, :-2, :-2])
+    assert torch.equal(moved[0][:, 0, 2:], x[0][:, 2, :-2])  # the edge is a mirror
+    assert torch.equal(moved[23][:, :-2, :-1], x[23][:, 2:, 1:])
+    assert (
+        len({tuple(image.flatten().tolist()) for image in classifier.shifted(x[:1].expand(25, -1, -1, -1), shift)})
+        == 25
+    )
+
+
+def test_the_interval_is_wilsons():
+    low, high = classifier.interval(0.5, 100)
+    assert (low, high) == pytest.approx((0.4038, 0.5962), abs=1e-4)  # by the formula's closed form at one half
+    low, high = classifier.interval(1.0, 20)
+    assert high == pytest.approx(1) and low == pytest.approx(20 / (20 + 1.96**2))
+    for share, n in ((0.92, 10_000), (0.1, 50)):  # the limits are where the score test is at 1.96
+        for limit in classifier.interval(share, n):
+            assert abs(share - limit) == pytest.approx(1.96 * (limit * (1 - limit) / n) ** 0.5)
+
+
+def test_flipped_accuracy_averages_the_logits_of_image_and_mirror_image():
+    class Side(torch.nn.Module):
+        """Says class 1 where the left half is brighter, and class 0 with little weight otherwise."""
+
+        def forward(self, images):
+            return (images[..., :16].float().mean((1, 2, 3)) > images[..., 16:].float().mean((1, 2, 3))).float()
+
+        def logits(self, left):
+            return torch.stack([1 - left, 3 * left], 1)
+
+    images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    images[:2, ..., :16] = 200
+    images[2:, ..., 16:] = 200
+    found = classifier.evaluate(Side(), images, torch.tensor([1, 1, 1, 0]))
+    assert found["accuracy"] == 0.75 and found["accuracy_flip"] == 0.75
+    found = classifier.evaluate(Side(), images, torch.tensor([1, 1, 1, 1]))
+    assert found["accuracy"] == 0.5 and found["accuracy_flip"] == 1
+    assert found["accuracy_low"], found["accuracy_high"] == classifier.interval(0.5, 4)
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 32, 32), (7, 3, 32, 32), (2, 3, 64, 50), (3, 3, 33, 200)])
+def test_exported_features_equal_the_eager_ones(tmp_path_factory, net, shape):
+    path = tmp_path_factory.getbasetemp() / "features.pt2"
+    if not path.exists():
+        classifier.export(net, path)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = net(images)
+    found = extractors.load_extractor(features=path)([images])
+    assert found.shape == (shape[0], 24) and found.dtype == torch.float32
+    torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
+    if shape[2:] == (32, 32):  # no resize: the features of the pixels as they are
+        with torch.no_grad():
+            torch.testing.assert_close(want, net.body(net.stem(images / 255)), atol=1e-5, rtol=1e-5)
+
+
+def test_the_program_has_plain_operators_only(tmp_path, net):
+    """What a version of torch might not know: submodules of autocast, and checks of devices."""
+    classifier.export(net, tmp_path / "features.pt2")
+    nodes = torch.export.load(tmp_path / "features.pt2").graph.nodes
+    names = {str(node.target) for node in nodes if node.op not in ("placeholder", "output")}
+    assert names == {
+        "aten.div.Tensor",
+        "aten._upsample_bilinear2d_aa.vec",
+        "aten.conv2d.default",
+        "aten.gelu.default",
+        "aten.max_pool2d.default",
+        "aten.batch_norm.default",
+        "aten.add.Tensor",
+        "aten.adaptive_max_pool2d.default",
+        "<built-in function getitem>",
+        "aten.flatten.using_ints",
+    }
+
+
+# --- whole runs on 60 small images --------------------------------------------------------------------------------
+
+QUICK = "--device cpu --batch-size 30 --log-every 1".split()
+
+
+def train(image_folder, *argv):
+    classifier.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
+
+
+def records(name):
+    """log.jsonl without the clocks."""
+    lines = map(json.loads, Path("runs", name, "log.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if not key.endswith("seconds")} for line in lines]
+
+
+def equal(a, b):
+    a, b = (runs.load_checkpoint(Path("runs", name, "checkpoint.pt")) for name in (a, b))
+    same = [torch.equal(a[part][k], b[part][k]) for part in ("model", "average") for k in a["model"]]
+    momenta = [
+        torch.equal(s["momentum_buffer"], b["optimizer"]["state"][i]["momentum_buffer"])
+        for i, s in a["optimizer"]["state"].items()
+    ]
+    return a["step"] == b["step"] and momenta and all(same + momenta)
+
+
+def test_two_classes_separate_and_a_run_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
+    train(image_folder, "--name", "whole", "--epochs", 4)
+    files = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "features.pt2"}
+    assert set(os.listdir("runs/whole")) == files
+    metrics = json.loads(Path("runs/whole/metrics.json").read_text())
+    assert metrics["accuracy"] == metrics["accuracy_flip"] == 1 > metrics["accuracy_low"] > 0.7
+    assert metrics["cpu_seconds"] > 0 and "accuracy_flip" in capsys.readouterr().out
+
+    train(image_folder, "--name", "other", "--epochs", 1, "--seed", 1)
+    assert records("other")[0] != records("whole")[0]
+
+    original, count = classifier.shifted, 0
+
+    def pressed(*args):  # Ctrl-C in the third step, in the middle of the second epoch
+        nonlocal count
+        count += 1
+        if count == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="--name broken --resume"):
+        patch.setattr(classifier, "shifted", pressed)
+        train(image_folder, "--name", "broken", "--epochs", 4)
+    state = runs.load_checkpoint("runs/broken/checkpoint.pt")
+    assert state["step"] == 3
+    classifier.main(["--name", "broken", "--resume"])
+    assert equal("whole", "broken") and records("whole") == records("broken")
+    assert json.loads(Path("runs/broken/metrics.json").read_text())["cpu_seconds"] > state["cpu_seconds"] > 0
+
+    data.write_images(IMAGES[:30], in_tmp / "two")
+    words = [f"{image_folder}/class0", "two", "--features", "runs/whole/features.pt2", "--device", "cpu"]
+    capsys.readouterr()
+    fid.main(words)
+    assert "Frechet distance (features of features.pt2)" in capsys.readouterr().out
+
+
+def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
+    def says(*argv):
+        return refused(classifier.main, *argv)
+
+    assert "out of range" in says("--epochs", 0)
+    assert "'blue' is not a number" in says("--lr", "blue")
+    assert "neither cifar10, shapes nor a folder" in says("--data", "nowhere")
+    assert "do not fill a batch" in says("--data", image_folder, "--batch-size", 61)
+    assert "leaves nothing" in says("--data", image_folder, "--holdout", 60)
+    assert "there is no checkpoint" in says("--resume")
+    assert "tf32 is a mode of CUDA" in says("--device", "cpu", "--precision", "tf32")
+    assert "has one class" in says("--data", image_folder / "class0", "--batch-size", 10)
+    assert "lower --lr" in says("--data", image_folder, *QUICK, "--lr", 1e30)
+    assert not Path("runs/classifier/checkpoint.pt").exists()
+    train(image_folder, "--epochs", 1)
+    assert "made with --lr 0.75, not 1.0" in says("--resume", "--lr", 1)
+    assert "made with --epochs 1, not 2" in says("--resume", "--epochs", 2)
