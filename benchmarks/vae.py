@@ -6,15 +6,15 @@ Every row is a process of its own (memory settings and graphs outlive a measurem
 workers, ToTensor per image, Adam with its defaults, and loss.item() in every step.
 """
 
-import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts lie one folder up
+import timing
+
 import data
 import devices
 import runs
@@ -39,21 +39,6 @@ def parse_args(argv=None):
     parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step")
     parser.add_argument("--steps", type=runs.number(int, 1), default=30, help="timed steps, after five others")
     return parser.parse_args(argv)
-
-
-def time_steps(step, steps, device):
-    """-> seconds of `steps` calls, after five untimed ones."""
-    for i in range(5 + steps):
-        if i == 5:
-            began = synchronised(device)
-        step(i)
-    return synchronised(device) - began
-
-
-def synchronised(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def plain(args, device):
@@ -114,7 +99,7 @@ def measure(args):
     elif device.type == "cuda":  # PyTorch's own defaults for the plain loop
         torch.backends.cudnn.benchmark = False
     step = plain(args, device) if args.row == "plain" else ours(args, device)
-    return args.batch_size * args.steps / time_steps(step, args.steps, device)
+    return args.batch_size * args.steps / timing.time_steps(step, args.steps, device)
 
 
 def main(argv=None):
@@ -125,18 +110,7 @@ def main(argv=None):
     device = devices.pick_device(args.device)
     rows = [row for row in ROWS if device.type == "cuda" or not row.startswith(("graph", "tf32"))]
     rows = [row for row in rows if device.type == "cpu" or row != "returned"]
-    found = {}
-    for row in rows:
-        words = [sys.executable, __file__, "--row", row, "--device", args.device]
-        words += ["--batch-size", str(args.batch_size), "--steps", str(args.steps)]
-        done = subprocess.run(words, capture_output=True, text=True)
-        if done.returncode:
-            raise runs.UserError(f"the row '{row}' failed: {done.stderr.strip().splitlines()[-1]}")
-        found[row] = float(done.stdout)
-    print(f"{runs.machine()}, torch {torch.__version__}, batch size {args.batch_size}\n")
-    print("| training step of vae.py | images/s | ratio |\n|---|---:|---:|")
-    for row, value in found.items():
-        print(f"| {ROWS[row]} | {value:.0f} | {value / found['plain']:.2f} |")
+    timing.compare({row: ROWS[row] for row in rows}, __file__, args, "training step of vae.py")
 
 
 if __name__ == "__main__":
