@@ -46,12 +46,23 @@ import fid
 import runs
 import sampling
 
+REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
+FREE = ("prior", "epochs", "data_dir", "save_every", "fid", "features")  # but these may change
 CURVES = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 
 
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     runs.add_run_flags(parser, name="vae")
+    add_flags(parser)
+    sigma = runs.number(float, 1e-4, 1e4, words=("auto",))
+    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
+    parser.add_argument("--beta", type=runs.number(float, 0), default=1.0, help="weight of the KL term")
+    return runs.parse(parser, argv, reuse=REUSE, may_differ=FREE)
+
+
+def add_flags(parser):
+    """The flags that vae_gan.py has, too."""
     parser.add_argument("--eval-only", action="store_true", help="measure and draw again from the checkpoint")
     parser.add_argument(
         "--sample", type=runs.number(int, 1), help="write SAMPLE images from the checkpoint, do no more"
@@ -60,9 +71,6 @@ def parse_args(argv=None):
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
-    sigma = runs.number(float, 1e-4, 1e4, words=("auto",))
-    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
-    parser.add_argument("--beta", type=runs.number(float, 0), default=1.0, help="weight of the KL term")
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
     parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
@@ -82,8 +90,6 @@ def parse_args(argv=None):
     # run
     parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
     parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
-    free = ("prior", "epochs", "data_dir", "save_every", "fid", "features")
-    return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=free)
 
 
 # --- model --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ The routing, which is the paper's and which ports often lose (the tests check ea
 DEVIATIONS
 """
 
-import argparse
 import copy
 import time
 
@@ -36,7 +35,7 @@ import devices
 import fid
 import runs
 import sampling
-from vae import VAE, evaluate, gaussian_nll, kl_to_prior, load
+from vae import FREE, REUSE, VAE, add_flags, evaluate, gaussian_nll, kl_to_prior, load
 
 CURVES = {"feature_nll": "-log p(Dis_l(x)|z), nats", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 LAYERS = ("conv1", "conv2", "fc")
@@ -50,38 +49,12 @@ PATIENCE = 10  # log lines in a row that must tell of a collapse before it is sa
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     runs.add_run_flags(parser, name="vae_gan")
-    parser.add_argument("--eval-only", action="store_true", help="measure and draw again from the checkpoint")
-    parser.add_argument(
-        "--sample", type=runs.number(int, 1), help="write SAMPLE images from the checkpoint, do no more"
-    )
-    parser.add_argument("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
-    parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
-    data.add_flags(parser)
-    # model
-    parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
+    add_flags(parser)
+    parser.set_defaults(batch_size=64, lr=3e-4)
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
     parser.add_argument("--gamma", type=runs.number(float, 0), default=1e-3, help="likelihood against GAN in decoder")
-    # optimisation
-    parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
-    parser.add_argument("--batch-size", type=runs.number(int, 2), default=64, help="images a step, over all ranks")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=3e-4, help="learning rate of all three")
-    parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
-    parser.add_argument("--ema", type=runs.number(float, 0, 1), default=0.999, help="decay of the averaged weights")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of convolutions, matmuls"
-    )
-    parser.add_argument(
-        "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
-    )
-    # evaluation
-    count = runs.number(int, 2, words=("auto", "off"))
-    parser.add_argument("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
-    parser.add_argument("--features", help="a torch.export program for the distances, in place of Inception")
-    # run
-    parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
-    parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
-    free = ("prior", "compare", "epochs", "data_dir", "save_every", "fid", "features")
-    return runs.parse(parser, argv, reuse=("resume", "eval_only", "sample"), may_differ=free)
+    parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
+    return runs.parse(parser, argv, reuse=REUSE, may_differ=(*FREE, "compare"))
 
 
 # --- model --------------------------------------------------------------------------------------------------------
