@@ -103,29 +103,31 @@ def test_flipped_accuracy_averages_the_logits_of_image_and_mirror_image():
     assert found["accuracy"] == 0.75 and found["accuracy_flip"] == 0.75
     found = classifier.evaluate(Side(), images, torch.tensor([1, 1, 1, 1]))
     assert found["accuracy"] == 0.5 and found["accuracy_flip"] == 1
-    assert found["accuracy_low"], found["accuracy_high"] == classifier.interval(0.5, 4)
+    assert (found["accuracy_low"], found["accuracy_high"]) == classifier.interval(0.5, 4)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory, net):
+    path = tmp_path_factory.mktemp("features") / "features.pt2"
+    classifier.export(net, path)
+    return path
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (7, 3, 32, 32), (2, 3, 64, 50), (3, 3, 33, 200)])
-def test_exported_features_equal_the_eager_ones(tmp_path_factory, net, shape):
-    path = tmp_path_factory.getbasetemp() / "features.pt2"
-    if not path.exists():
-        classifier.export(net, path)
+def test_exported_features_equal_the_eager_ones(exported, net, shape):
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         want = net(images)
-    found = extractors.load_extractor(features=path)([images])
+        if shape[2:] == (32, 32):  # no resize: the features of the pixels as they are
+            torch.testing.assert_close(want, net.body(net.stem(images / 255)), atol=1e-5, rtol=1e-5)
+    found = extractors.load_extractor(features=exported)([images])
     assert found.shape == (shape[0], 24) and found.dtype == torch.float32
     torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
-    if shape[2:] == (32, 32):  # no resize: the features of the pixels as they are
-        with torch.no_grad():
-            torch.testing.assert_close(want, net.body(net.stem(images / 255)), atol=1e-5, rtol=1e-5)
 
 
-def test_the_program_has_plain_operators_only(tmp_path, net):
-    """What a version of torch might not know: submodules of autocast, and checks of devices."""
-    classifier.export(net, tmp_path / "features.pt2")
-    nodes = torch.export.load(tmp_path / "features.pt2").graph.nodes
+def test_the_program_has_plain_operators_only(exported):
+    """What another version of torch might not know: submodules of autocast, checks of devices."""
+    nodes = torch.export.load(exported).graph.nodes
     names = {str(node.target) for node in nodes if node.op not in ("placeholder", "output")}
     assert names == {
         "aten.div.Tensor",
