@@ -127,8 +127,11 @@ def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32"):
     (like_hat,) = grad(feature_nll.mean(), hat_cut, retain_graph=True)
     *to_discriminator, gan_hat, gan_p = grad(-l_gan.mean(), [*parameters["discriminator"], hat_cut, p_cut])
     # The decoder climbs log Dis(fake), not -log(1 - Dis(fake)). Without batch norm in the discriminator an image's
-    # gradient is that of its own logit times a number, so the one loss's follows from the other's: by -(1 - Dis) / Dis.
-    gan_hat, gan_p = (-g * torch.exp(-logit.detach()).view(-1, 1, 1, 1) for g, logit in ((gan_hat, hat), (gan_p, p)))
+    # gradient is that of its own logit times a number, so the one loss's is the other's times -(1 - Dis) / Dis, which
+    # is -exp(-logit). Beyond 60 float32 could not hold the two factors.
+    gan_hat, gan_p = (
+        -g * torch.exp(-logit.detach().clamp(min=-60)).view(-1, 1, 1, 1) for g, logit in ((gan_hat, hat), (gan_p, p))
+    )
     (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
     gradients = {
         "encoder": grad((kl.mean(), z), parameters["encoder"], (None, like_z)),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_runs import ROOT, torchrun
 from test_vae import interrupt_after
 from torch import nn
@@ -79,7 +80,7 @@ def by_hand(model, dis, x, eps, z_p):
     return {
         "kl": (0.5 * (mu**2 + logvar.exp() - 1 - logvar)).sum(1).mean(),
         "like": -like.log_prob(features.detach()).mean(),
-        "fool": -(torch.sigmoid(hat).log() + torch.sigmoid(p).log()).mean(),
+        "fool": (F.softplus(-hat) + F.softplus(-p)).mean(),  # -log Dis, exact where Dis is 1 to all digits
         "gan": (real.sigmoid().log() + (1 - hat.sigmoid()).log() + (1 - p.sigmoid()).log()).mean(),
     }
 
@@ -105,6 +106,23 @@ def test_each_player_receives_its_own_gradient_and_no_other(game):
     assert values["kl"] == pytest.approx(loss["kl"].item())
     assert values["feature_nll"] == pytest.approx(loss["like"].item())
     assert values["loss"] == pytest.approx((loss["kl"] + loss["like"]).item())
+
+
+@pytest.mark.parametrize("shift", [-40.0, 40.0, -500.0])
+def test_a_certain_discriminator_leaves_the_decoder_a_finite_gradient(shift):
+    """In float32 as in training; the gradient of softplus(-logit) neither vanishes at -40 nor overflows at -500."""
+    torch.manual_seed(0)
+    model, dis = vae.VAE(3).train(), vae_gan.Discriminator()
+    dis.out.bias.data += shift
+    x, (eps, z_p) = torch.rand(4, 3, 32, 32), torch.randn(2, 4, 3)
+    found = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.0)[0]["decoder"]
+    assert all(f.isfinite().all() for f in found)
+    if abs(shift) < 60:
+        fool = by_hand(model.double(), dis.double(), x.double(), eps.double(), z_p.double())["fool"]
+        wanted = torch.autograd.grad(fool, list(model.decoder.parameters()))
+        for f, w in zip(found, wanted, strict=True):
+            scale = max(g.abs().max().item() for g in wanted)
+            torch.testing.assert_close(f.double(), w, rtol=2e-3, atol=1e-4 * scale)
 
 
 def test_gamma_moves_the_decoder_alone(game):
