@@ -36,6 +36,7 @@ def parse_args(argv=None):
     parser.add_argument("--strength", type=float, default=1.0)
     parser.add_argument("--dims", type=int, default=128)
     parser.add_argument("--head", action="store_true", help="a projection head of 128 hidden units over mu")
+    parser.add_argument("--cross", action="store_true", help="infomax: the feature map is that of an augmented view")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--limit", type=int, default=25_000)
     parser.add_argument("--lr", type=float, default=5e-4)
@@ -81,7 +82,11 @@ class Term(nn.Module):
         kind, dims = self.args.kind, self.args.dims
         mu = seen["mu"][:, :dims]
         if kind == "infomax":
-            local, g = self.local(seen["map"]).float(), self.globl(mu).float()  # (B, 128, 8, 8), (B, 128)
+            maps = seen["map"]
+            if self.args.cross:
+                with contrastive.untracked(encoder):
+                    maps = encoder.features[:5](contrastive.augment(x, u, self.args.strength))
+            local, g = self.local(maps).float(), self.globl(mu).float()  # (B, 128, 8, 8), (B, 128)
             scores = torch.einsum("id,jdp->ijp", g, local.flatten(2)) / 128**0.5  # image i's code, image j's place p
             mine = scores.diagonal().T  # (B, 64)
             others = scores.masked_fill(torch.eye(len(g), dtype=torch.bool)[..., None], -1e9).flatten(1).logsumexp(1)

@@ -1,7 +1,13 @@
-"""An unsupervised term for an encoder: two views of an image should have similar codes, unlike those of other images.
+"""An unsupervised term for an encoder: an image and an augmented view of it should have similar codes.
 
-Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent. Augmentations are drawn as uniform
-numbers outside, one row an image, so that a training step itself draws nothing; they run batched on the device.
+Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent, here between mu of the plain image,
+which the ELBO computes anyway, and mu of one view, without a projection head: what the classifier reads is what the
+term shapes. In a script's step, under autocast or not:
+
+    u = contrastive.draw(batch_size, device, seed, step)             # outside: the step itself draws nothing
+    value = contrastive.term(encoder, x, mu, u)                      # (B,) in nats, to be weighted and averaged
+
+Under several ranks an image is told apart from those of its own rank, not of the global batch.
 """
 
 import contextlib
@@ -10,19 +16,25 @@ import math
 import torch
 import torch.nn.functional as F
 
+import devices
+
 NUMBERS = 10  # uniform numbers that one augmentation of one image takes
-LUMA = (0.299, 0.587, 0.114)
+
+
+def draw(n, device, seed, step):
+    """u (n, NUMBERS) uniform on [0, 1), a function of seed and step alone."""
+    return torch.rand(n, NUMBERS, device=device, generator=devices.generator(device, seed, "views", step))
 
 
 def augment(x, u, strength=1.0):
-    """A random crop, resized back, a flip, a change of brightness, contrast, saturation and hue, or to grey.
+    """A random crop, resized back, a flip, and a change of brightness, contrast, saturation and hue, or to grey.
 
     strength scales ranges and probabilities; at 0 the image comes back. Ranges at 1: 30 to 100 % of the area with
     aspect ratios 3:4 to 4:3; flip 0.5; brightness, contrast and saturation 60 to 140 %; hue +- 36 degrees; grey 0.2.
 
     x: (B, 3, H, W) in [0, 1], u: (B, NUMBERS) uniform on [0, 1) -> (B, 3, H, W) in [0, 1]
     """
-    area, ratio, left, top, flip, brightness, contrast, saturation, hue, grey = u.unbind(1)
+    area, ratio, left, top, flip, *jitter, grey = u.unbind(1)
 
     def around(number):  # uniform on [-strength, strength)
         return strength * (2 * number - 1)
@@ -37,29 +49,26 @@ def augment(x, u, strength=1.0):
     grid = F.affine_grid(theta, list(x.shape), align_corners=False)
     x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
-    # One 3x3 matrix an image: a rotation about the grey axis (hue), a blend with the luma (saturation), a factor.
-    luma = x.new_tensor(LUMA)
-    angle = around(hue) * math.radians(36)
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    ones = x.new_full((3, 3), 1 / 3)
-    cross = x.new_tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
-    rotation = cos * torch.eye(3, device=x.device) + (1 - cos) * ones + sin * cross
-    blend = torch.where(grey < 0.2 * strength, 0.0, 1 + 0.4 * around(saturation))[:, None, None]
-    matrix = (blend * torch.eye(3, device=x.device) + (1 - blend) * luma) @ rotation
-    contrast, brightness = (1 + 0.4 * around(contrast))[:, None, None], (1 + 0.4 * around(brightness))[:, None, None]
-    pixels = x.flatten(2)
-    mean = (luma @ pixels).mean(1)[:, None, None]
-    return (brightness * (contrast * (matrix @ pixels) + (1 - contrast) * mean)).clamp(0, 1).view_as(x)
+    # A colour is a grey, the mean of its channels, and a chroma, which hue turns and saturation scales.
+    brightness, contrast, saturation, hue = (around(number)[:, None, None] for number in jitter)
+    saturation = torch.where(grey[:, None, None] < 0.2 * strength, 0.0, 1 + 0.4 * saturation)
+    angle = hue * math.radians(36)
+    eye, to_grey = torch.eye(3, device=x.device), x.new_full((3, 3), 1 / 3)
+    quarter = (eye.roll(1, 0) - eye.roll(1, 1)) / math.sqrt(3)  # of a turn of the chroma about the grey axis
+    matrix = to_grey + saturation * (angle.cos() * (eye - to_grey) + angle.sin() * quarter)
+    contrast, pixels = 1 + 0.4 * contrast, x.flatten(2)
+    mean = pixels.mean((1, 2))[:, None, None]
+    return ((1 + 0.4 * brightness) * (contrast * (matrix @ pixels) + (1 - contrast) * mean)).clamp(0, 1).view_as(x)
 
 
-def nt_xent(a, b, temperature=0.5):
+def nt_xent(a, b, temperature=0.2):
     """-log of the softmax probability of an image's other view among all other views.  Chen et al. 2020, eq. 1.
 
     Similarity is the cosine over the temperature. Each image's value is the mean over its two views.
 
     a, b: (B, Z) -> (B,) in nats, from 0 to about 2 / temperature + log(2B - 1); collapsed codes give log(2B - 1)
     """
-    z = F.normalize(torch.cat([a, b]).float(), dim=1)
+    z = F.normalize(torch.cat([a, b]).float(), dim=1)  # (2B, Z)
     similarity = z @ z.T / temperature
     similarity.fill_diagonal_(-math.inf)
     other = torch.arange(len(z), device=z.device).roll(len(a))
@@ -80,3 +89,17 @@ def untracked(module):
     finally:
         for norm in norms:
             norm.track_running_stats = True
+
+
+def term(encoder, x, mu, u):
+    """NT-Xent between mu (B, Z) = encoder(x)[0] and that of the views of x which u (B, NUMBERS) says -> (B,) in nats.
+
+    Views and similarities are computed in float32 also where the encoder runs under autocast.
+    """
+    float32 = torch.autocast(x.device.type, enabled=False)
+    with float32:
+        view = augment(x, u)
+    with untracked(encoder):
+        mu_view, _ = encoder(view)
+    with float32:
+        return nt_xent(mu, mu_view)

@@ -40,6 +40,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+import contrastive
 import data
 import devices
 import fid
@@ -71,6 +72,8 @@ def add_flags(parser):
     data.add_flags(parser)
     # model
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
+    weight = runs.number(float, 0)
+    parser.add_argument("--contrastive", type=weight, default=0.0, help="weight of contrastive.py's term; 0: without")
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
     parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
@@ -205,12 +208,13 @@ def gaussian_nll(x, x_hat, sigma2):
     return (x - x_hat).square().flatten(1).sum(1) / (2 * sigma2) + dims / 2 * torch.log(2 * math.pi * sigma2)
 
 
-def elbo_terms(vae, x, eps):
+def elbo_terms(vae, x, eps, codes=None):
     """-log p(x|z) at z = mu + eps * std, and KL(q(z|x) || p(z)).  Kingma & Welling 2014, eq. 10 with one sample.
 
     x: (B, 3, 32, 32), eps: (B, Z) standard normal -> nll (B,), kl (B,), mean squared error (scalar)
+    codes: the encoder's answer to x, when it is there already.
     """
-    mu, logvar = vae.encoder(x)
+    mu, logvar = codes or vae.encoder(x)
     mu, logvar = mu.to(x.dtype), logvar.to(x.dtype)  # under autocast the networks answer in bfloat16
     x_hat = vae.decoder(mu + eps * torch.exp(0.5 * logvar)).to(x.dtype)
     mse = (x - x_hat.detach()).square().mean()
@@ -267,17 +271,19 @@ def make_step(vae, average, optimizer, images, args):
     """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
     parameters = list(vae.parameters())
 
-    def step(index, flip, eps, keep):
+    def step(index, flip, eps, keep, *views):  # views: contrastive.draw's numbers, or none
         optimizer.zero_grad(set_to_none=True)
         x = data.batch(images, index, flip)
         with devices.autocast(images.device, args.precision):
-            nll, kl, mse = elbo_terms(vae, x, eps)
-        loss = (nll + args.beta * kl).mean()
+            codes = vae.encoder(x)
+            nll, kl, mse = elbo_terms(vae, x, eps, codes)
+            contrast = [contrastive.term(vae.encoder, x, codes[0], u).mean() for u in views]
+        loss = sum((args.contrastive * value for value in contrast), (nll + args.beta * kl).mean())
         loss.backward()
         runs.average_gradients(parameters)
         optimizer.step()
         devices.average_weights(average, vae, keep)
-        return torch.stack([loss, nll.mean(), kl.mean(), mse]).detach()
+        return torch.stack([loss, nll.mean(), kl.mean(), mse, *contrast]).detach()
 
     return devices.Captured(step) if args.capture else step
 
@@ -292,7 +298,8 @@ def train(args, run, device, images, test):
     average = copy.deepcopy(vae)
     optimizer = devices.adam(vae.parameters(), args.lr, device)
     parts = {"model": vae, "average": average, "optimizer": optimizer}
-    recent = torch.zeros(4, device=device)  # sums of loss, nll, kl, mse since the last log line
+    names = ["loss", "nll", "kl", "mse"] + ["contrast"] * bool(args.contrastive)
+    recent = torch.zeros(len(names), device=device)  # their sums since the last log line
     first, seconds = 0, 0.0
     if args.resume:
         state = run.restore(parts)
@@ -324,18 +331,19 @@ def train(args, run, device, images, test):
             lr = devices.learning_rate(step, total, args.lr, args.schedule)
             devices.set_lr(optimizer, lr)
             keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
-            recent += update(*map(runs.shard, (index, flip, eps)), keep)
+            views = [contrastive.draw(args.batch_size, device, args.seed, step)] if args.contrastive else []
+            recent += update(*map(runs.shard, (index, flip, eps)), keep, *map(runs.shard, views))
             done = step + 1
             bar.update()
             if done % args.log_every == 0:  # the only time that the host waits for the device
                 runs.all_reduce_mean(recent)
-                loss, nll, kl, mse = (recent / args.log_every).tolist()
+                record = dict(zip(names, (recent / args.log_every).tolist(), strict=True))
                 recent.zero_()
-                runs.check_finite(loss, done, advice)
-                bits, sigma = bits_per_dim(-nll - kl, images[0].numel()), vae.sigma2.sqrt().item()
+                runs.check_finite(record["loss"], done, advice)
+                elbo, sigma = -record["nll"] - record["kl"], vae.sigma2.sqrt().item()
                 where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
-                run.log(**where, loss=loss, nll=nll, kl=kl, mse=mse, bits_per_dim=bits, sigma=sigma)
-                bar.set_postfix_str(f"elbo {-nll - kl:.0f} nats, kl {kl:.1f}, mse {mse:.4f}, sigma {sigma:.3f}")
+                run.log(**where, **record, bits_per_dim=bits_per_dim(elbo, images[0].numel()), sigma=sigma)
+                bar.set_postfix_str(f"elbo {elbo:.0f} nats, kl {record['kl']:.1f}, mse {record['mse']:.4f}")
             complete = done % (args.save_every * per_epoch) == 0 or done == total
             stopping = stop.now(done) and done < total
             if complete or stopping:

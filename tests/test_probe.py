@@ -1,0 +1,257 @@
+"""probe.py: the fit against closed cases and another solver, what labels may touch, the statistics, whole runs.
+
+pytest tests/test_probe.py
+"""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy.optimize import minimize
+from scipy.stats import binomtest
+from test_vae import train
+
+import data
+import probe
+import runs
+
+RANDOM = torch.Generator()
+
+
+def gaussians(n, dims, classes, apart, seed=0):
+    """Features (n, dims) float64 of `classes` clouds whose centres lie about `apart` from the origin; labels."""
+    RANDOM.manual_seed(seed)
+    y = torch.arange(n) % classes
+    centres = normal(classes, dims) * apart / math.sqrt(dims)
+    return normal(n, dims) + centres[y], y
+
+
+def normal(*shape):
+    return torch.randn(*shape, generator=RANDOM, dtype=torch.float64)
+
+
+def fit(x, y, weight_decay, classes, **options):
+    return probe.fit(x, y, weight_decay, classes, probe.second_moments(x), **options)
+
+
+def choose(x, y, classes, seed):
+    return probe.choose_weight_decay(x, y, classes, probe.second_moments(x), seed)
+
+
+# --- the classifier -----------------------------------------------------------------------------------------------
+
+
+def test_separable_classes_are_told_apart_without_an_error():
+    x, y = gaussians(1000, 20, 4, apart=40)
+    predicted, _ = probe.classify(x[:500], y[:500], x[500:], 4, seed=0)
+    assert torch.equal(predicted, y[500:])
+
+
+def test_random_labels_are_guessed():
+    x, _ = gaussians(4000, 20, 10, apart=0)
+    y = torch.randint(0, 10, (4000,), generator=RANDOM)
+    predicted, facts = probe.classify(x[:2000], y[:2000], x[2000:], 10, seed=0)
+    low, high = probe.score(predicted, y[2000:])["interval"]
+    assert low < 10 < high
+    assert facts["weight_decay"] == probe.GRID[0]  # nothing to learn: the strongest
+
+
+@pytest.mark.parametrize("weight_decay", [1e-1, 1e-4])
+def test_the_optimum_has_no_gradient_and_another_solver_finds_the_same(weight_decay):
+    x, y = gaussians(300, 6, 3, apart=2)
+    x = x @ torch.diag(torch.logspace(-2, 1, 6, dtype=torch.float64)) @ normal(6, 6)  # badly conditioned
+    (x,) = probe.standardise(x)
+    w, b = (part.requires_grad_() for part in fit(x, y, weight_decay, 3))
+    loss = probe.objective(x, y, w, b, weight_decay)
+    assert max(g.abs().max() for g in torch.autograd.grad(loss, (w, b))) < 1e-6
+
+    def plainly(flat):
+        v = torch.tensor(flat, requires_grad=True)
+        value = probe.objective(x, y, v[:18].view(6, 3), v[18:], weight_decay)
+        return value.item(), torch.autograd.grad(value, v)[0].numpy()
+
+    reference = minimize(plainly, torch.zeros(21).double().numpy(), jac=True, method="BFGS", options={"gtol": 1e-8})
+    assert loss.item() == pytest.approx(reference.fun, abs=1e-9)
+    torch.testing.assert_close(w.detach(), torch.tensor(reference.x[:18]).view(6, 3), atol=1e-3, rtol=1e-3)
+
+
+def test_a_fit_may_begin_anywhere():
+    (x,), y = probe.standardise(gaussians(300, 6, 3, apart=2)[0]), torch.arange(300) % 3
+    start = 5 * normal(6, 3), normal(3)
+    for got, want in zip(fit(x, y, 1e-2, 3, start=start), fit(x, y, 1e-2, 3), strict=True):
+        torch.testing.assert_close(
+            got - got.mean(-1, keepdim=True), want - want.mean(-1, keepdim=True), atol=1e-5, rtol=0
+        )
+
+
+def test_units_and_constant_features_do_not_matter():
+    x, y = gaussians(600, 5, 3, apart=2)
+    other = torch.cat([x * torch.tensor([1e-3, 1, 10, 1e3, 7]) + 100, torch.full((600, 1), 3.0)], 1)
+    plain, _ = probe.classify(x[:400], y[:400], x[400:], 3, seed=0)
+    scaled, _ = probe.classify(other[:400], y[:400], other[400:], 3, seed=0)
+    assert torch.equal(plain, scaled)
+
+
+def test_features_that_are_mostly_noise_get_more_weight_decay():
+    x, y = gaussians(1000, 10, 4, apart=4)
+    noisy = torch.cat([x, normal(1000, 600)], 1)
+    clean, noise = (choose(*probe.standardise(f), y, 4, seed=0) for f in (x, noisy))
+    assert noise > clean
+
+
+def test_the_weight_decay_is_the_best_of_the_grid_on_the_held_out_tenth():
+    (x,), y = probe.standardise(gaussians(400, 60, 4, apart=1.5)[0]), torch.arange(400) % 4
+    order = torch.randperm(400, generator=probe.devices.generator("cpu", 5, "probe"))
+    held, rest = order[:40], order[40:]
+    found = {d: probe.objective(x[held], y[held], *fit(x[rest], y[rest], d, 4), 0).item() for d in probe.GRID}
+    assert choose(x, y, 4, seed=5) == min(found, key=found.get)
+
+
+# --- statistics ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 10), (8, 10), (4321, 10_000), (10, 10)])
+def test_wilson_is_scipys(right, n):
+    want = binomtest(right, n).proportion_ci(method="wilson")
+    assert probe.wilson(right, n) == pytest.approx((100 * want.low, 100 * want.high), abs=1e-3)
+
+
+def test_mcnemar_of_known_counts():
+    first = torch.tensor([True] * 10 + [False] * 2 + [True] * 88)
+    second = torch.tensor([False] * 10 + [True] * 2 + [True] * 88)
+    found = probe.mcnemar(first, second)
+    assert (found["only_first_right"], found["only_second_right"]) == (10, 2)
+    assert found["difference"] == pytest.approx(8) and found["interval"][0] < 8 < found["interval"][1]
+    assert found["p_value"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
+    same = probe.mcnemar(first, first)
+    assert same["difference"] == 0 and same["p_value"] == 1
+
+
+def test_principal_components_keep_the_most_variance():
+    RANDOM.manual_seed(0)
+    x = (normal(500, 8) @ torch.diag(torch.tensor([9, 1, 1, 5, 1, 1, 1, 1.0]).double())).float()
+    train_part, test_part = probe.principal_components(x[:400], x[400:], 2)
+    assert train_part.shape == (400, 2) and test_part.shape == (100, 2)
+    kept = train_part.var(0).sum() / x[:400].var(0).sum()
+    assert kept > 0.9 and abs(torch.corrcoef(torch.cat([test_part, x[400:, [3, 0]]], 1).T)[0, 2]) > 0.95
+
+
+def test_discriminants_find_the_plane_of_the_classes():
+    RANDOM.manual_seed(0)
+    y = torch.arange(600) % 3
+    x = normal(600, 5) * torch.tensor([1, 1, 30, 1, 1])  # the most variance says nothing
+    x[:, 0] += 6 * (y == 1)
+    x[:, 4] += 6 * (y == 2)
+    plane = probe.discriminants(*probe.standardise(x), y, 3)
+    share = plane[[0, 4]].square().sum() / plane.square().sum()
+    assert share > 0.98
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+def metrics(name):
+    return json.loads(Path("runs", name, "metrics.json").read_text())
+
+
+def test_a_probe_leaves_what_it_promises(in_tmp, image_folder, capsys):
+    train(image_folder, "--name", "one", "--epochs", 1)
+    train(image_folder, "--name", "two", "--epochs", 1, "--seed", 1)
+    probe.main(["runs/one", "--device", "cpu", "--latent", "sample", "--layer", "--against", "runs/two/checkpoint.pt"])
+    folder = Path("runs/one-probe")
+    assert {"metrics.json", "confusion.png", "latents.png"} == {file.name for file in folder.iterdir()}
+    found = metrics("one-probe")
+    own = ["mu", "z ~ q(z|x)", "layer below mu"]
+    assert list(found["rows"]) == [*own, "raw pixels", "principal components", "untrained encoder", "mu of two"]
+    assert [row["dims"] for row in found["rows"].values()] == [4, 4, 1024, 3072, 4, 4, 4]
+    assert found["rows"]["raw pixels"]["accuracy"] == 100  # one class is bright
+    one, two = (found["rows"][name]["accuracy"] for name in ("mu", "mu of two"))
+    assert found["against"]["difference"] == pytest.approx(one - two)
+    table = capsys.readouterr().out
+    assert f"{one:.2f}" in table and "McNemar" in table and "raw pixels" in table
+    assert found["images"] == 60 and found["test_images"] == 12
+
+
+def test_baselines_are_measured_once_for_the_same_images(in_tmp, image_folder, monkeypatch):
+    train(image_folder, "--epochs", 1)
+    count, original = [], probe.classify
+    monkeypatch.setattr(probe, "classify", lambda *args: count.append(1) or original(*args))
+    probe.main(["runs/vae", "--device", "cpu"])
+    first = metrics("vae-probe")["rows"]
+    assert len(count) == 4
+    probe.main(["runs/vae", "--device", "cpu"])
+    assert len(count) == 5 and metrics("vae-probe")["rows"]["raw pixels"] == first["raw pixels"]
+    probe.main(["runs/vae", "--device", "cpu", "--holdout", "10"])
+    assert len(count) == 9
+
+
+def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
+    train(image_folder, "--epochs", 1)
+    seen, original, splits = [], probe.classify, data.splits
+
+    def classify(*args):
+        predicted, facts = original(*args)
+        seen.append((predicted, facts["weight_decay"]))
+        return predicted, facts
+
+    def wrong(args, device):
+        images, labels, test, test_labels = splits(args, device)
+        return images, labels, test, 1 - test_labels
+
+    monkeypatch.setattr(probe, "classify", classify)
+    probe.main(["runs/vae", "--device", "cpu", "--layer"])
+    right = metrics("vae-probe")["rows"]
+    monkeypatch.setattr(data, "splits", wrong)
+    probe.main(["runs/vae", "--device", "cpu", "--layer"])
+    reversed_rows = metrics("vae-probe")["rows"]
+    half = len(seen) // 2
+    for (predicted, decay), (again, decay_again) in zip(seen[:half], seen[half:], strict=True):
+        assert torch.equal(predicted, again) and decay == decay_again
+    for name, row in right.items():
+        assert reversed_rows[name]["accuracy"] == pytest.approx(100 - row["accuracy"])
+
+
+def test_the_ceiling_is_trained_and_can_be_probed(in_tmp, image_folder, capsys):
+    flags = ["--supervised", "--data", str(image_folder), "--device", "cpu", "--latent-dim", "4", "--batch-size", "20"]
+    probe.main([*flags, "--epochs", "5"])
+    assert metrics("supervised")["rows"]["supervised"]["accuracy"] == 100
+    assert {"args.json", "log.jsonl", "checkpoint.pt", "metrics.json"} <= {
+        f.name for f in Path("runs/supervised").iterdir()
+    }
+    log = [json.loads(line) for line in Path("runs/supervised/log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in log] == [1, 2, 3, 4, 5] and log[-1]["loss"] < log[0]["loss"]
+    probe.main(["runs/supervised", "--device", "cpu"])
+    assert metrics("supervised-probe")["rows"]["mu"]["accuracy"] == 100
+
+
+@pytest.mark.slow
+def test_on_real_images_a_linear_classifier_reads_the_class_from_random_features(cifar_dir):
+    train_images, labels = data.load("cifar10", cifar_dir, "train")
+    test, test_labels = data.load("cifar10", cifar_dir, "test")
+    torch.manual_seed(0)
+    model = probe.vae.VAE(128)
+    codes, test_codes = (probe.sampling.encode(model, part) for part in (train_images[:10_000], test))
+    predicted, facts = probe.classify(codes, labels[:10_000], test_codes, 10, seed=0)
+    assert 30 < probe.score(predicted, test_labels)["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
+
+
+def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
+    def says(*argv):
+        return refused(probe.main, *argv)
+
+    assert "give either a checkpoint" in says()
+    assert "give either a checkpoint" in says("runs/vae", "--supervised")
+    assert "--against compares checkpoints" in says("--supervised", "--against", "runs/vae")
+    assert "there is no checkpoint at runs/vae" in says("runs/vae")
+    runs.save_checkpoint("runs/gan/checkpoint.pt", {"script": "wgan_gp.py", "args": {}, "step": 1})
+    assert "holds no encoder" in says("runs/gan")
+    train(image_folder, "--epochs", 1)
+    assert "there is no checkpoint at nowhere" in says("runs/vae", "--device", "cpu", "--against", "nowhere")
+    assert "neither cifar10" in says("runs/vae", "--device", "cpu", "--data", "gone")
+    flat = in_tmp / "flat"
+    flat.mkdir()
+    for file in image_folder.rglob("*.png"):
+        file.rename(flat / f"{file.parent.name}-{file.name}")
+    assert "1 class" in says("runs/vae", "--device", "cpu", "--data", flat)
