@@ -72,17 +72,19 @@ def parse_args(argv=None):
     # data
     add("--sigma", type=positive, default=0.1, help="standard deviation of each Gaussian along each axis")
     # model
-    add("--latent-dim", type=count, default=2, help="dimension of z ~ U[-1, 1]^dim; 1 can only draw a curve")
-    add("--width", type=count, default=128, help="units of each of the generator's two hidden layers")
-    add("--critic-width", type=count, default=64, help="units of each of the critic's two hidden layers")
+    add("--latent-dim", type=count, default=6, help="dimension of z ~ U[-1, 1]^dim; 1 can only draw a curve")
+    add("--width", type=count, default=128, help="units of each of the generator's hidden layers")
+    add("--depth", type=count, default=4, help="hidden layers of the generator")
+    add("--critic-width", type=count, default=128, help="units of each of the critic's two hidden layers")
     # optimisation
     add("--loss", choices=("gp", "clip"), default="gp", help="gradient penalty, or the original weight clipping")
     add("--penalty", type=positive, default=0.1, help="weight of the gradient penalty (--loss gp)")
     add("--one-sided", action=BooleanOptionalAction, default=True, help="penalise only norms above 1 (--loss gp)")
+    add("--drift", type=runs.number(float, 0), default=0.3, help="weight of mean critic(x_real)^2 (--loss gp)")
     add("--clip", type=positive, default=0.1, help="largest absolute critic weight (--loss clip)")
     add("--critic-steps", type=count, default=5, help="critic steps for each generator step")
-    add("--batch-size", type=count, default=128, help="samples of each kind in a step")
-    add("--lr", type=positive, default=1e-3, help="the generator's learning rate at the start (Adam)")
+    add("--batch-size", type=count, default=256, help="samples of each kind in a step")
+    add("--lr", type=positive, default=2e-3, help="the generator's learning rate at the start (Adam)")
     add("--critic-lr", type=positive, default=2e-3, help="the critic's learning rate at the start (Adam)")
     add("--ema", type=runs.number(float, 0, 0.999999), default=0.999, help="decay of the generator's averaged weights")
     add("--capture", action=BooleanOptionalAction, default=False, help="CUDA graphs (CUDA only)")
@@ -98,17 +100,18 @@ def sample_latent(n, dim, generator=None, device="cpu"):
 
 
 class Network(nn.Module):
-    """A fully connected network with two hidden layers. `scale` multiplies its input: (B, n_in) -> (B, n_out).
+    """`depth` hidden layers of `width` ReLU. `scale` multiplies the input: (B, n_in) -> (B, n_out).
 
     The data and z are small (0.1 wide modes, |z| <= 1): a larger input makes steep functions easy to reach.
     """
 
-    def __init__(self, n_in, n_out, width, scale, activation):
+    def __init__(self, n_in, n_out, width, depth, scale):
         super().__init__()
         self.scale = scale
-        self.layers = nn.Sequential(
-            nn.Linear(n_in, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, n_out)
-        )
+        layers = [nn.Linear(n_in, width), nn.ReLU()]
+        for _ in range(depth - 1):
+            layers += [nn.Linear(width, width), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, nn.Linear(width, n_out))
 
     def forward(self, x):
         return self.layers(self.scale * x)
@@ -117,15 +120,15 @@ class Network(nn.Module):
 class Generator(Network):
     """z (B, latent_dim) -> x_fake (B, 2)."""
 
-    def __init__(self, latent_dim=2, width=128, scale=10.0):
-        super().__init__(n_in=latent_dim, n_out=2, width=width, scale=scale, activation=nn.ReLU)
+    def __init__(self, latent_dim=6, width=128, depth=4, scale=10.0):
+        super().__init__(latent_dim, 2, width, depth, scale)
 
 
 class Critic(Network):
     """x (B, 2) -> score (B, 1). No batch norm: it mixes rows, and the penalty is per sample."""
 
-    def __init__(self, width=64, scale=4.0):
-        super().__init__(n_in=2, n_out=1, width=width, scale=scale, activation=nn.SiLU)
+    def __init__(self, width=128, depth=2, scale=10.0):
+        super().__init__(2, 1, width, depth, scale)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -151,12 +154,6 @@ def gradient_penalty(critic, x_real, x_fake, generator=None, mix=None, one_sided
     return (excess.clamp(min=0) if one_sided else excess).square()
 
 
-def wasserstein_estimate(critic, x_real, x_fake):
-    """mean critic(x_real) - mean critic(x_fake), a scalar: W1 if the critic were the best 1-Lipschitz function."""
-    scores = critic(torch.cat((x_real, x_fake)))  # one pass for both
-    return scores[: len(x_real)].mean() - scores[len(x_real) :].mean()
-
-
 def set_gradients(module, loss):
     """module.p.grad = d loss / d p for this module's parameters alone: the other player's stay untouched."""
     parameters = list(module.parameters())
@@ -175,11 +172,12 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
         with torch.no_grad():
             x_fake = generator(z)
         for real, fake, share in zip(x_real, x_fake, mix, strict=True):
-            estimate = wasserstein_estimate(critic, real, fake)
+            on_real, on_fake = critic(torch.cat((real, fake))).chunk(2)  # one pass for both
+            estimate = on_real.mean() - on_fake.mean()  # W1, were the critic the best 1-Lipschitz function
             loss = -estimate
             if args.loss == "gp":
                 penalty = gradient_penalty(critic, real, fake, mix=share, one_sided=args.one_sided)
-                loss = loss + args.penalty * penalty.mean()
+                loss = loss + args.penalty * penalty.mean() + args.drift * on_real.square().mean()
             set_gradients(critic, loss)
             critic_optimizer.step()
             if args.loss == "clip":
@@ -279,7 +277,7 @@ def build(args, device):
     """-> both players, the averaged generator and the optimisers on `device`; the weights depend on --seed alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        generator, critic = Generator(args.latent_dim, args.width), Critic(args.critic_width)
+        generator, critic = Generator(args.latent_dim, args.width, args.depth), Critic(args.critic_width)
     generator, critic = generator.to(device), critic.to(device)
     return {
         "generator": generator,
