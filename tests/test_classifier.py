@@ -196,6 +196,11 @@ def test_two_classes_separate_and_a_run_resumes_bit_for_bit(in_tmp, image_folder
     classifier.main(["--name", "broken", "--resume"])
     assert equal("whole", "broken") and records("whole") == records("broken")
     assert json.loads(Path("runs/broken/metrics.json").read_text())["cpu_seconds"] > state["cpu_seconds"] > 0
+    before = json.loads(Path("runs/whole/metrics.json").read_text())
+    os.remove("runs/whole/metrics.json")
+    classifier.main(["--name", "whole", "--resume"])  # a finished run is measured again
+    after = json.loads(Path("runs/whole/metrics.json").read_text())
+    assert after["cross_entropy"] == before["cross_entropy"] and equal("whole", "broken")
 
     data.write_images(IMAGES[:30], in_tmp / "two")
     words = [f"{image_folder}/class0", "two", "--features", "runs/whole/features.pt2", "--device", "cpu"]
