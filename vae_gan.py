@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import nn
 from tqdm import tqdm
 
+import contrastive
 import data
 import devices
 import fid
@@ -93,11 +94,12 @@ def gan_terms(real, hat, p):
     return F.logsigmoid(real) + F.logsigmoid(-hat) + F.logsigmoid(-p)
 
 
-def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32"):
+def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32", weight=0.0, views=()):
     """One pass of Algorithm 1 up to its updates.
 
     x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal -> the gradients to descend, a list for each of encoder,
-    decoder and discriminator, in the order of their parameters(); the numbers of STEP, a tensor.
+    decoder and discriminator, in the order of their parameters(); the numbers of STEP, a tensor. With `views`, a list
+    of one draw of contrastive.py's numbers, the encoder gets that term's gradient times `weight`, too.
 
     Nothing is computed twice. Forward: the encoder once, the decoder once a kind of z, the discriminator once a kind of
     image. Backward: once through the discriminator for all of L_GAN, once from its layer l to x_hat, once through the
@@ -118,6 +120,7 @@ def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32"):
         real, features = discriminator(x)
         hat, features_hat = discriminator(hat_cut)
         p, _ = discriminator(p_cut)
+        contrast = [contrastive.term(vae.encoder, x, mu, u).mean() for u in views]
     kl = kl_to_prior(mu, logvar)  # L_prior
     sigma2 = (features - features_hat).detach().square().mean()
     runs.all_reduce_mean(sigma2)
@@ -132,16 +135,17 @@ def routed_gradients(vae, discriminator, x, eps, z_p, gamma, precision="fp32"):
     gan_hat, gan_p = (
         -g * torch.exp(-logit.detach().clamp(min=-60)).view(-1, 1, 1, 1) for g, logit in ((gan_hat, hat), (gan_p, p))
     )
+    of_codes = sum((weight * value for value in contrast), kl.mean())  # what of the encoder's loss z does not carry
     (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
     gradients = {
-        "encoder": grad((kl.mean(), z), parameters["encoder"], (None, like_z)),
+        "encoder": grad((of_codes, z), parameters["encoder"], (None, like_z)),
         "decoder": grad((x_hat, x_p), parameters["decoder"], (gamma * like_hat + gan_hat, gan_p)),
         "discriminator": to_discriminator,
     }
-    numbers = [kl.mean() + feature_nll.mean(), kl.mean(), feature_nll.mean(), (x - x_hat).square().mean()]
+    numbers = [of_codes + feature_nll.mean(), kl.mean(), feature_nll.mean(), (x - x_hat).square().mean()]
     numbers += [torch.sigmoid(logit).mean() for logit in (real, hat, p)]
     numbers += [x_p.std(0).mean() / x.std(0).mean()]  # of samples over that of images: 0 when all samples are alike
-    return gradients, torch.stack(numbers).detach()
+    return gradients, torch.stack([*numbers, *contrast]).detach()
 
 
 # --- training -----------------------------------------------------------------------------------------------------
@@ -152,9 +156,10 @@ def make_step(vae, average, discriminator, optimizers, images, args):
     players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
     parameters = {name: list(module.parameters()) for name, module in players.items()}
 
-    def step(index, flip, eps, z_p, keep):
+    def step(index, flip, eps, z_p, keep, *views):  # views: contrastive.draw's numbers, or none
         x = data.batch(images, index, flip)  # X <- a mini-batch
-        gradients, numbers = routed_gradients(vae, discriminator, x, eps, z_p, args.gamma, args.precision)
+        weights = args.gamma, args.precision, args.contrastive
+        gradients, numbers = routed_gradients(vae, discriminator, x, eps, z_p, *weights, views)
         vae.variance(numbers[STEP.index("mse")])  # only for evaluate(): what these weights are worth as a VAE
         runs.all_reduce_mean(*(g for each in gradients.values() for g in each))
         norms = [nn.utils.get_total_norm(each) for each in gradients.values()]
@@ -165,7 +170,7 @@ def make_step(vae, average, discriminator, optimizers, images, args):
         optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike - L_GAN)
         optimizers["discriminator"].step()  # theta_Dis <- - grad -L_GAN
         devices.average_weights(average, vae, keep)
-        return torch.cat((numbers, torch.stack(norms)))
+        return torch.cat((torch.stack(norms), numbers))
 
     return devices.Captured(step) if args.capture else step
 
@@ -195,7 +200,8 @@ def train(args, run, device, images, test):
     }
     parts = {"model": vae, "average": average, "discriminator": discriminator}
     parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
-    recent = torch.zeros(len(STEP + NORMS), device=device)  # their sums since the last log line
+    names = NORMS + STEP + ["contrast"] * bool(args.contrastive)
+    recent = torch.zeros(len(names), device=device)  # their sums since the last log line
     first, seconds = 0, 0.0
     if args.resume:
         state = run.restore(parts)
@@ -228,12 +234,13 @@ def train(args, run, device, images, test):
             for optimizer in optimizers.values():
                 devices.set_lr(optimizer, lr)
             keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
-            recent += update(*map(runs.shard, (index, flip, eps, z_p)), keep)
+            views = [contrastive.draw(args.batch_size, device, args.seed, step)] if args.contrastive else []
+            recent += update(*map(runs.shard, (index, flip, eps, z_p)), keep, *map(runs.shard, views))
             done = step + 1
             bar.update()
             if done % args.log_every == 0:  # the only time that the host waits for the device
                 runs.all_reduce_mean(recent)
-                record = dict(zip(STEP + NORMS, (recent / args.log_every).tolist(), strict=True))
+                record = dict(zip(names, (recent / args.log_every).tolist(), strict=True))
                 recent.zero_()
                 runs.check_finite(sum(record.values()), done, ADVICE)
                 where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}

@@ -16,6 +16,7 @@ from test_vae import interrupt_after
 from torch import nn
 from torch.distributions import Independent, Normal
 
+import contrastive
 import data
 import devices
 import runs
@@ -133,6 +134,20 @@ def test_gamma_moves_the_decoder_alone(game):
         assert all(torch.equal(a, b) for a, b in zip(low[player], high[player], strict=True))
     assert not torch.equal(low["decoder"][0], high["decoder"][0])
     assert all(p.grad is None for m in (model, dis) for p in m.parameters())  # nothing is left behind
+
+
+def test_the_contrastive_term_moves_the_encoder_alone(game):
+    model, dis, x, eps, z_p = game
+    views = [contrastive.draw(4, "cpu", 0, 0)]
+    without, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5)
+    found, numbers = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5, weight=7.0, views=views)
+    term = contrastive.term(model.encoder, x, model.encoder(x)[0], *views).mean()
+    wanted = torch.autograd.grad(term, list(model.encoder.parameters()), allow_unused=True)  # not by logvar
+    for before, after, extra in zip(without["encoder"], found["encoder"], wanted, strict=True):
+        torch.testing.assert_close(after, before if extra is None else before + 7 * extra, rtol=1e-5, atol=1e-6)
+    for player in ("decoder", "discriminator"):
+        assert all(torch.equal(a, b) for a, b in zip(without[player], found[player], strict=True))
+    assert len(numbers) == len(vae_gan.STEP) + 1 and numbers[-1] == pytest.approx(term.item())
 
 
 def test_each_players_step_leaves_the_others_untouched():
