@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from test_vae import equal, interrupt_after, losses, train, weights
+from test_runs import torchrun
+from test_vae import QUICK, ROOT, equal, interrupt_after, losses, train, weights
 
 import contrastive
 import runs
@@ -209,3 +210,12 @@ def test_a_run_with_the_term_resumes_bit_for_bit(in_tmp, image_folder, monkeypat
         train(image_folder, "--name", "broken", "--epochs", 2, "--contrastive", 100)
     vae.main(["--name", "broken", "--resume"])
     assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
+
+
+@pytest.mark.slow
+def test_under_torchrun_each_rank_has_its_own_views(tmp_path, image_folder):
+    flags = ["--data", image_folder, *QUICK, "--epochs", 1, "--contrastive", 100]
+    done = torchrun(tmp_path, ROOT / "vae.py", *flags)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (tmp_path / "runs/vae/log.jsonl").read_text().splitlines()]
+    assert 0 < records[0]["contrast"] < math.log(2 * 15 - 1) + 2 / 0.2  # batches of 30: 15 images a rank
