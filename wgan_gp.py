@@ -50,7 +50,6 @@ import seaborn as sns
 import torch
 from PIL import Image
 from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 import devices
 import runs
@@ -65,7 +64,7 @@ def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     runs.add_run_flags(parser, "wgan_gp")
     add, positive, count = parser.add_argument, runs.number(float, above=0), runs.number(int, 1)
-    add("--iterations", type=count, default=6000, help="generator steps; the learning rates fall linearly to zero")
+    add("--iterations", type=count, default=5000, help="generator steps; the learning rates fall linearly to zero")
     add("--plot-every", type=count, default=500, help="generator steps between plots, measurements and checkpoints")
     add("--threads", type=count, default=1, help="CPU threads; so small a network gains nothing from more")
     add("--sample", type=count, metavar="N", help="only draw N samples from runs/NAME into samples.npy and samples.png")
@@ -86,7 +85,12 @@ def parse_args(argv=None):
     add("--batch-size", type=count, default=256, help="samples of each kind in a step")
     add("--lr", type=positive, default=2e-3, help="the generator's learning rate at the start (Adam)")
     add("--critic-lr", type=positive, default=2e-3, help="the critic's learning rate at the start (Adam)")
-    add("--ema", type=runs.number(float, 0, 0.999999), default=0.999, help="decay of the generator's averaged weights")
+    add(
+        "--ema",
+        type=runs.number(float, 0, 0.999999),
+        default=0.999,
+        help="largest decay of the generator's averaged weights",
+    )
     add("--capture", action=BooleanOptionalAction, default=False, help="CUDA graphs (CUDA only)")
     return runs.parse(parser, argv, reuse=("resume", "sample"), may_differ=("capture",))
 
@@ -162,11 +166,10 @@ def set_gradients(module, loss):
 
 
 def make_steps(args, generator, critic, averaged, generator_optimizer, critic_optimizer):
-    """-> critic_steps(x_real, z, mix), generator_step(z). They draw nothing and read nothing back: capturable.
+    """-> critic_steps(x_real, z, mix), generator_step(z, keep). They draw nothing and read nothing back: capturable.
 
     critic_steps: x_real (K, B, 2), z (K, B, Z), mix (K, B) -> the last step's Wasserstein estimate and x_interp.
     """
-    average = get_ema_multi_avg_fn(args.ema)
 
     def critic_steps(x_real, z, mix):  # Algorithm 1, lines 2 to 10, for K = n_critic
         with torch.no_grad():
@@ -186,10 +189,10 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
                         parameter.clamp_(-args.clip, args.clip)
         return estimate.detach(), torch.lerp(real, x_fake[-1], share[:, None])
 
-    def generator_step(z):  # lines 11 and 12
+    def generator_step(z, keep):  # lines 11 and 12; keep: the average's decay, a scalar tensor
         set_gradients(generator, -critic(generator(z)).mean())
         generator_optimizer.step()
-        average(list(averaged.parameters()), list(generator.parameters()), None)
+        devices.average_weights(averaged, generator, keep)
 
     return critic_steps, generator_step
 
@@ -300,7 +303,8 @@ def iterate(args, device, step, critic_steps, generator_step):
     x_real = sample_real(n, args.sigma, stream, device).view(*shape, 2)
     z = sample_latent(n + args.batch_size, args.latent_dim, stream, device)
     result = critic_steps(x_real, z[:n].view(*shape, -1), torch.rand(shape, generator=stream, device=device))
-    generator_step(z[n:])
+    keep = min(args.ema, step / (step + 9))  # a window of a ninth of the past: an early average is soon forgotten
+    generator_step(z[n:], torch.tensor(keep, device=device))
     return result
 
 

@@ -103,7 +103,7 @@ def test_double_backward_against_finite_differences(activation):
 
 @pytest.mark.parametrize("loss", ["gp", "clip"])
 def test_each_step_moves_its_own_player(loss):
-    args = options("--loss", loss, "--latent-dim", 2, *TINY, "--clip", 0.05, "--ema", 0.5)
+    args = options("--loss", loss, "--latent-dim", 2, *TINY, "--clip", 0.05)
     models = wgan_gp.build(args, torch.device("cpu"))
     generator, critic, averaged = (models[name] for name in ("generator", "critic", "averaged"))
     critic_steps, generator_step = wgan_gp.make_steps(args, **models)
@@ -121,7 +121,7 @@ def test_each_step_moves_its_own_player(loss):
     if loss == "clip":
         assert max(p.abs().max().item() for p in critic.parameters()) <= 0.0500001
     c = weights(critic)
-    generator_step(torch.rand(16, 2))
+    generator_step(torch.rand(16, 2), torch.tensor(0.5))
     assert same(c, weights(critic)) and not same(g, weights(generator))
     for mean, old, new in zip(weights(averaged), g, weights(generator), strict=True):
         torch.testing.assert_close(mean, (old + new) / 2)
