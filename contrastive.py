@@ -1,8 +1,9 @@
 """An unsupervised term for an encoder: an image and an augmented view of it should have similar codes.
 
-Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent, here between mu of the plain image,
-which the ELBO computes anyway, and mu of one view, without a projection head: what the classifier reads is what the
-term shapes. In a script's step, under autocast or not:
+Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent. Here it compares mu of the plain image,
+which the ELBO computes anyway, with mu of one view, without a projection head: what a classifier reads is what the term
+shapes. It acts on the first half of mu: the other half is free to hold what views do not share and the decoder needs,
+such as colour and position. In a script's step, under autocast or not:
 
     u = contrastive.draw(batch_size, device, seed, step)             # outside: the step itself draws nothing
     value = contrastive.term(encoder, x, mu, u)                      # (B,) in nats, to be weighted and averaged
@@ -94,12 +95,14 @@ def untracked(module):
 def term(encoder, x, mu, u):
     """NT-Xent between mu (B, Z) = encoder(x)[0] and that of the views of x which u (B, NUMBERS) says -> (B,) in nats.
 
+    Of the first half of their dimensions.
     Views and similarities are computed in float32 also where the encoder runs under autocast.
     """
+    half = (mu.shape[1] + 1) // 2
     float32 = torch.autocast(x.device.type, enabled=False)
     with float32:
         view = augment(x, u)
     with untracked(encoder):
         mu_view, _ = encoder(view)
     with float32:
-        return nt_xent(mu, mu_view)
+        return nt_xent(mu[:, :half], mu_view[:, :half])

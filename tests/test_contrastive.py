@@ -146,8 +146,8 @@ def test_views_do_not_move_the_running_statistics():
     assert all(m.track_running_stats for m in encoder.modules() if hasattr(m, "track_running_stats"))
 
 
-def test_the_term_compares_the_plain_image_with_its_view_in_float32():
-    encoder, x = vae.Encoder(4).train(), images(8)
+def test_the_term_compares_half_of_the_plain_images_code_with_its_views_in_float32():
+    encoder, x = vae.Encoder(16).train(), images(8)
     u = contrastive.draw(8, "cpu", 0, 0)
     with torch.autocast("cpu", torch.bfloat16):
         mu, _ = encoder(x)
@@ -156,7 +156,7 @@ def test_the_term_compares_the_plain_image_with_its_view_in_float32():
         with contrastive.untracked(encoder):
             other, _ = encoder(contrastive.augment(x.double(), u.double()).float())  # double: no autocast
     assert value.dtype == torch.float32 and torch.equal(encoder.features[3].running_mean, before)
-    torch.testing.assert_close(value, contrastive.nt_xent(mu.float(), other.float()), atol=0.02, rtol=0)
+    torch.testing.assert_close(value, contrastive.nt_xent(mu[:, :8].float(), other[:, :8].float()), atol=0.02, rtol=0)
 
 
 def test_descending_the_term_brings_unseen_views_together():
