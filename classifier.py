@@ -7,6 +7,11 @@ After He et al. 2016 (1512.03385), airbench (Jordan 2024, 2404.00498) and Lookah
     python classifier.py --name classifier --resume  # go on after Ctrl-C or a crash; measure a finished run again
     python fid.py cifar10:test FOLDER --features runs/classifier/features.pt2
 
+Measured with OMP_NUM_THREADS=1 python classifier.py --precision bf16 (CIFAR-10, seed 0) on the 10,000 test images: 93.03 %
+(95 % interval 92.5 to 93.5), 93.62 % averaged with the mirror images; 1.98 million weights. It took 18 minutes of one
+core's time (1072 s; AMD EPYC with bf16 instructions, the core shared: 49 minutes by the clock), torch 2.13.0+cpu,
+2026-11-23, commit aee8cae. Not measured: CUDA, other seeds.
+
 features.pt2 is a program of torch.export: uint8 images (B, 3, H, W), resized to 32x32 inside -> (B, 256) float32, what
 the last layer sees. The network knows its training images: compare with held-out ones.
 
