@@ -193,16 +193,10 @@ def score(predicted, labels):
 # --- features -----------------------------------------------------------------------------------------------------
 
 
-def load_model(path, device):
-    """A run's folder or checkpoint -> its averaged vae.VAE on `device`, the checkpoint's flags, the run's name."""
-    file = Path(path)
-    file = file / "checkpoint.pt" if file.is_dir() else file
-    state = runs.load_checkpoint(file)
-    if "average" not in state or "latent_dim" not in state["args"]:
-        raise runs.UserError(f"{file} holds no encoder: give a run of vae.py, vae_gan.py or probe.py --supervised")
-    model = vae.VAE(state["args"]["latent_dim"]).to(device)
-    runs.load_weights(model, state["average"], file)
-    return model.eval(), state["args"], file.resolve().parent.name
+def run_name(path):
+    """The name of the run to which a folder or checkpoint.pt belongs."""
+    path = Path(path).resolve()
+    return path.name if path.is_dir() else path.parent.name
 
 
 @torch.no_grad()
@@ -267,7 +261,7 @@ def plot_confusion(predicted, labels, names, path):
             ax.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", size=9)
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
     ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="predicted", ylabel="true", title="test images, per cent of the true class")
+    ax.set(xlabel="predicted", ylabel="true", title="per cent of the true class")
     runs.save_figure(figure, path)
 
 
@@ -349,16 +343,19 @@ def main(argv=None):
     if args.supervised:
         args.name, saved = args.name or "supervised", {}
     else:
-        model, saved, name = load_model(args.checkpoint, device)
-        args.name = args.name or f"{name}-probe"
+        model, saved = vae.load(args.checkpoint, device)
+        args.name = args.name or f"{run_name(args.checkpoint)}-probe"
     for key, default in {"data": "cifar10", "data_dir": "data", "holdout": 0}.items():
         if getattr(args, key) is None:
             setattr(args, key, saved.get(key, default))
     run = runs.Run(args, "probe.py")
     images, labels, test, test_labels = data.splits(args, device)
     classes = int(max(labels.max(), test_labels.max())) + 1
-    if classes < 2 or len(images) < 10:
-        raise runs.UserError(f"--data {args.data} has {classes} class, {len(images)} images: nothing to tell apart")
+    if classes < 2 or len(labels.unique()) < classes or len(images) < 10:
+        raise runs.UserError(
+            f"the {len(images)} training images of --data {args.data} have {len(labels.unique())} classes: it takes "
+            "ten images, and some of each of at least two classes"
+        )
     names, truth = class_names(args.data, classes), test_labels.cpu()
 
     rows, metrics = {}, {"data": args.data, "holdout": args.holdout, "images": len(images), "test_images": len(test)}
@@ -384,8 +381,8 @@ def main(argv=None):
             add("layer below mu", below_mu(model, images), below_mu(model, test))
         rows |= baselines(images, labels, test, test_labels, codes.shape[1], classes, args.seed)
     if args.against:
-        other, _, name = load_model(args.against, device)
-        theirs = add(f"mu of {name}", *(sampling.encode(other, part) for part in (images, test)))
+        other, _ = vae.load(args.against, device)
+        theirs = add(f"mu of {run_name(args.against)}", *(sampling.encode(other, part) for part in (images, test)))
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
 
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}

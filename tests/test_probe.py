@@ -262,4 +262,4 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     flat.mkdir()
     for file in image_folder.rglob("*.png"):
         file.rename(flat / f"{file.parent.name}-{file.name}")
-    assert "1 class" in says("runs/vae", "--device", "cpu", "--data", flat)
+    assert "have 1 classes" in says("runs/vae", "--device", "cpu", "--data", flat)
