@@ -14,27 +14,28 @@ The task: z ~ U[-1, 1]; real x from 1/2 N(mu_1, sigma^2 I) + 1/2 N(mu_2, sigma^2
 mu_2 = (-0.5, -0.5). Its text prints mu_1 as "(0, 5, 0.5)", a misprint, and calls sigma = 0.10 the variance. Here
 sigma is the standard deviation; the other reading is --sigma 0.3162, with the means 4.5 sigma apart.
 
-Measured 2026-11-23, AMD EPYC, 1 thread, torch 2.13.0+cpu, default flags; the goals are those that the script prints:
+Measured 2026-11-24, AMD EPYC, 1 thread, torch 2.13.0+cpu, default flags (--device cpu, 110 to 125 s a run, the other
+core busy); the goals are those that the script prints:
 
-    seed                                       0        1        2        3        4        goal        truth
-    weight of mode 1                           50.3 %   50.2 %   49.3 %   50.8 %   50.1 %   48 to 52 %  50.1 %
-    worst error of a mean                      0.0064   0.0104   0.0077   0.0055   0.0072   0.02        0.0022
-    worst error of a standard deviation        11.6 %   20.1 %   10.6 %   14.9 %   13.2 %   12 %        0.8 %
-    within 3 sigma of a mode                   98.95 %  99.20 %  99.42 %  97.50 %  99.27 %  98 %        98.92 %
-    W2 within a mode / its floor (worse mode)  2.09     2.28     2.04     2.69     2.03     1.5         1.00
-    bridge                                     0.74 %   0.56 %   0.43 %   1.76 %   0.60 %               0.02 %
+    seed                                       0        1        2        3        4        goal         truth
+    weight of mode 1                           49.6 %   50.2 %   50.1 %   49.3 %   49.2 %   48 to 52 %   50.1 %
+    worst error of a mean                      0.0054   0.0012   0.0059   0.0010   0.0013   0.02         0.0022
+    worst error of a standard deviation        7.8 %    5.4 %    6.3 %    5.8 %    10.9 %   12 %         0.8 %
+    within 3 sigma of a mode                   99.26 %  99.44 %  99.36 %  99.34 %  99.44 %  98 %         98.92 %
+    W2 within a mode / its floor (worse mode)  1.29     1.34     1.35     1.22     1.45     1.5          1.00
+    bridge                                     0.20 %   0.17 %   0.31 %   0.19 %   0.12 %                0.02 %
 
-So the standard deviations (seeds 1, 3, 4), the share within 3 sigma (seed 3) and W2 within a mode (all) miss their
-goals. 132 and 129 s (seeds 3 and 4 side by side, nothing else running). REPORT.md has the comparisons.
+Every goal is met on every seed. REPORT.md compares latent dimensions, clipping and more. The defaults were chosen on
+seed 10.
 
 Symbols: z latent, x_fake = G(z) (the paper's x-tilde), x_interp the point between a real and a fake sample where the
 penalty is taken (its x-hat), critic f (its D), mix its epsilon.
 
 Deviations from Gulrajani et al., Algorithm 1 and their toy experiments: the penalty is one-sided by default (theirs
-is two-sided, and they name this variant), because with these networks it gave better standard deviations in one
-run each. Weight 0.1 (theirs 10), learning rates 1e-3 and 2e-3 falling linearly to 0
-(theirs 1e-4), Adam betas (0, 0.99) (theirs (0, 0.9)), two hidden layers, SiLU in the critic, inputs scaled up, and
-all measurements on an exponential moving average of the generator's weights. --loss clip uses Adam (Arjovsky et al.:
+is two-sided, and they name this variant); its weight is 0.1 (theirs 10); a drift term, 0.3 times the mean of
+critic(x_real)^2, damps the critic (Karras et al. 2018, arXiv 1710.10196, with 0.001). Learning rates 2e-3 falling
+linearly to 0 (theirs 1e-4), Adam betas (0, 0.99) (theirs (0, 0.9)), inputs times 10, and all measurements on a running
+average of the generator's weights over about the last ninth of the steps. --loss clip uses Adam (Arjovsky et al.:
 RMSProp) and |w| <= 0.1 (0.01).
 --capture (CUDA graphs) was not yet run or measured on CUDA. torch.compile is out: it has no double backward.
 """

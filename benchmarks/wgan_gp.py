@@ -38,8 +38,9 @@ def plain(args, device):
             between = (mix * fake + (1 - mix) * real).requires_grad_(True)
             scores = critic(between)
             gradient = torch.autograd.grad(scores, between, torch.ones_like(scores), create_graph=True)[0]
-            penalty = ((gradient.norm(2, dim=1) - 1) ** 2).mean()
-            loss = critic(fake).mean() - critic(real).mean() + args.penalty * penalty
+            penalty = ((gradient.norm(2, dim=1) - 1).clamp(min=0) ** 2).mean()
+            on_real = critic(real)
+            loss = critic(fake).mean() - on_real.mean() + args.penalty * penalty + args.drift * (on_real**2).mean()
             critic_optimizer.zero_grad()
             loss.backward()
             critic_optimizer.step()
