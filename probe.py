@@ -10,12 +10,15 @@ The classifier is one linear layer with softmax on frozen features, fitted to th
 cross-entropy with weight decay is convex, so there is one best accuracy to report and no schedule to tune: it is
 solved to a gradient of about zero by full-batch L-BFGS with the strong Wolfe line search (Nocedal & Wright 2006, ch. 7)
 in float64. The weight decay is the one of GRID with the lowest cross-entropy on a tenth of the training images, held
-out for that (5,000 of CIFAR-10's); then all of them are fitted. Test labels serve the last line, accuracy, alone.
+out for that (5,000 of CIFAR-10's); then all of them are fitted. Test labels serve the accuracy alone.
 
-Rows to compare with: the raw pixels, as many of their principal components as the code has dimensions, and the mu of
-an untrained encoder of the same architecture. They are measured once and kept in runs/probe-baselines.json.
+Rows to compare with, on CIFAR-10's test images at 128 dimensions, seed 0: raw pixels 41.5 %, their first principal
+components 40.5 %, mu of an untrained encoder 38.6 %. They take minutes on a CPU, once, and are kept in
+runs/probe-baselines.json; after that a probe takes 26 s of one core (AMD EPYC, torch 2.13.0+cpu, 2026-11-24).
+The ceiling with --holdout 5000 --precision bf16: 76.4 % after 5 epochs (113 s of one core), 77.9 % after 10 (197 s).
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -42,9 +45,7 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", help="a run's folder, or its checkpoint.pt")
-    parser.add_argument(
-        "--name", type=runs.run_name, help="results go to runs/NAME; default: the run's name and -probe"
-    )
+    parser.add_argument("--name", type=runs.run_name, help="results go to runs/NAME; default: the run's and -probe")
     parser.add_argument("--seed", type=runs.number(int, 0), default=0, help="seed of every random draw")
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
     parser.add_argument("--against", help="another run: McNemar's test between the two")
@@ -85,7 +86,7 @@ def second_moments(x):
     return (some.T @ some).double() / len(some)
 
 
-def fit(x, y, weight_decay, classes, moments, start=None, tolerance=1e-7):
+def fit(x, y, weight_decay, classes, moments, start=None, tolerance=1e-6):
     """Minimise mean cross-entropy + weight_decay / 2 |W|^2 over W and b, logits x W + b.
 
     L-BFGS walks in coordinates V with W = L^-T V, where L L^T approximates the Hessian by the features' second moments:
@@ -95,14 +96,12 @@ def fit(x, y, weight_decay, classes, moments, start=None, tolerance=1e-7):
     -> W (D, classes), b (classes,)
     The largest entry of the gradient in V and b ends at most at `tolerance`, unless rounding stops the search before.
     """
-    spread = (1 - 1 / classes) / classes  # of a softmax that knows nothing: the Hessian's factor at the start
-    ridge = weight_decay + 1e-9
-    scale = torch.linalg.cholesky(spread * moments + ridge * torch.eye(x.shape[1], dtype=x.dtype, device=x.device)).T
+    hessian = (1 - 1 / classes) / classes * moments  # where the softmax knows nothing: at the start
+    scale = torch.linalg.cholesky(hessian + (weight_decay + 1e-9) * torch.eye(len(hessian)).to(hessian)).T
     w, b = start or (x.new_zeros(x.shape[1], classes), x.new_zeros(classes))
     v, b = (scale @ w).requires_grad_(), b.clone().requires_grad_()
-    solver = torch.optim.LBFGS(
-        [v, b], max_iter=2000, tolerance_grad=tolerance, tolerance_change=0, line_search_fn="strong_wolfe"
-    )
+    limits = {"max_iter": 2000, "tolerance_grad": tolerance, "tolerance_change": 0}
+    solver = torch.optim.LBFGS([v, b], line_search_fn="strong_wolfe", **limits)
 
     def loss():
         solver.zero_grad()
@@ -129,7 +128,7 @@ def choose_weight_decay(x, y, classes, moments, seed):
     (held_x, held_y), (rest_x, rest_y) = (x[held], y[held]), (x[rest], y[rest])
     best, best_loss, start = None, math.inf, None
     for weight_decay in GRID:
-        start = fit(rest_x, rest_y, weight_decay, classes, moments, start, tolerance=1e-4)
+        start = fit(rest_x, rest_y, weight_decay, classes, moments, start, tolerance=1e-3)
         loss = objective(held_x, held_y, *start, 0).item()
         if loss >= best_loss:
             break
@@ -219,11 +218,9 @@ def baselines(images, labels, test, test_labels, latent_dim, classes, seed):
     key = hashlib.sha256(repr((latent_dim, seed, GRID)).encode())
     for tensor in (images, labels, test, test_labels):
         key.update(tensor.cpu().contiguous().numpy())
-    key = key.hexdigest()
-    try:
+    known, key = {}, key.hexdigest()
+    with contextlib.suppress(OSError, json.JSONDecodeError):
         known = json.loads(cache.read_text())
-    except (OSError, json.JSONDecodeError):
-        known = {}
     if key not in known:
         pixels = [part.flatten(1).float() / 255 for part in (images, test)]
         torch.manual_seed(seed)
@@ -287,9 +284,8 @@ def plot_latents(train, labels, test, test_labels, names, path, n=3000):
     figure, panels = plt.subplots(1, 2, figsize=(13, 5.6), dpi=100, layout="constrained")
     for ax, (title, plane) in zip(panels, planes.items(), strict=True):
         for c, name in enumerate(names):
-            ax.scatter(
-                *(test[test_labels == c] @ plane).T.numpy(), s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name
-            )
+            points = (test[test_labels == c] @ plane).T.numpy()
+            ax.scatter(*points, s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name)
         ax.set(title=f"mu of test images, {title}", xticks=[], yticks=[])
     panels[1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
     runs.save_figure(figure, path)
@@ -357,7 +353,6 @@ def main(argv=None):
             "ten images, and some of each of at least two classes"
         )
     names, truth = class_names(args.data, classes), test_labels.cpu()
-
     rows, metrics = {}, {"data": args.data, "holdout": args.holdout, "images": len(images), "test_images": len(test)}
 
     def add(row, train, held):
@@ -368,8 +363,7 @@ def main(argv=None):
     if args.supervised:
         model, layer, seconds = train_supervised(args, run, device, images, labels, classes)
         codes, test_codes = sampling.encode(model, images), sampling.encode(model, test)
-        with torch.no_grad():
-            predicted = layer(test_codes).argmax(1).cpu()
+        predicted = layer(test_codes).argmax(1).cpu()
         rows["supervised"] = score(predicted, truth) | {"dims": args.latent_dim, "seconds": seconds}
     else:
         metrics["checkpoint"] = args.checkpoint
