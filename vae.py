@@ -10,7 +10,7 @@ Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Ry
     python vae.py --name vae --sample 10000 --prior expost           # PNG files in runs/vae/samples-expost/
 
 Measured with OMP_NUM_THREADS=1 python vae.py --epochs 6 (CIFAR-10, seed 0), on the test images: ELBO 3292.5 nats,
-6.454 bits per dimension, squared error 0.0055, KL 253.9 nats, 128 of 128 units active; 25.2 minutes at 198 images/s
+6.454 bits per dimension, squared error 0.0055, KL 253.9 nats, 128 of 128 units active; 25.1 minutes at 199 images/s
 (AMD EPYC, float32, torch 2.13.0+cpu, 2026-11-23). FID, CUDA and 50 epochs: not measured.
 
 Symbols: x image, z latent, mu and logvar mean and log-variance of q(z|x), x_hat = decoder(z) mean of p(x|z), sigma2 the
