@@ -1,9 +1,9 @@
 """An unsupervised term for an encoder: an image and an augmented view of it should have similar codes.
 
-Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent. Here it compares mu of the plain image,
-which the ELBO computes anyway, with mu of one view, without a projection head: what a classifier reads is what the term
-shapes. It acts on the first half of mu: the other half is free to hold what views do not share and the decoder needs,
-such as colour and position. In a script's step, under autocast or not:
+Paper: SimCLR, Chen et al. 2020 (arXiv 2002.05709), whose loss is called NT-Xent. Here it compares mu of the plain
+image, which the ELBO computes anyway, with mu of one view, without a projection head: what a classifier reads is what
+the term shapes. It acts on the first half of mu: the other half is free to hold what views do not share and the decoder
+needs, such as colour and position. In a script's step, under autocast or not:
 
     u = contrastive.draw(batch_size, device, seed, step)             # outside: the step itself draws nothing
     value = contrastive.term(encoder, x, mu, u)                      # (B,) in nats, to be weighted and averaged
