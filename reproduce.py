@@ -29,7 +29,7 @@ import torch
 
 import extractors
 import runs
-from tables import MISSING, of_classifier, refresh, tables
+from tables import MISSING, collect, of_classifier, read, refresh, tables
 
 HERE = Path(__file__).resolve().parent
 FREE = {"name", "device", "data_dir", "fid", "features", "eval_only", "compare", "json"}  # no part of a run's identity
@@ -121,7 +121,7 @@ def table(args):
     add("prior_non_gaussian", "prior_proofs/non_gaussian_case.py", 1.5 * scale, *proof, cpu=True)
     add("prior_counterexample", "prior_proofs/counterexample_2d.py", 0.1, "--json", kind="stdout", cpu=True)
 
-    short = ["--epochs", "1"] if quick else []
+    short = ["--seed", "0", *(["--epochs", "1"] if quick else [])]
     add("classifier", "classifier.py", 16 * scale, *data, *small, *precision, *short, resumes=True)
     for dims in ("128", "64"):
         words = ["--supervised", "--latent-dim", dims, *data, *small, *precision, *short]
@@ -161,14 +161,6 @@ def chosen(parts, only):
 
 
 # --- what is finished ---------------------------------------------------------------------------------------------
-
-
-def read(path):
-    """A JSON file's content, or {} when there is none that can be read."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return {}
 
 
 def work(args):
@@ -225,7 +217,7 @@ def unfinished(parts, args):
 
 
 class Job:
-    """A part's process. Ctrl-C in a terminal does not reach it: it gets one SIGINT from `interrupt`."""
+    """A part's process. Ctrl-C in a terminal does not reach it: it gets one SIGINT from `halt`."""
 
     def __init__(self, part, gpu, args):
         self.part, self.gpu, self.args, self.began = part, gpu, args, time.perf_counter()
@@ -252,8 +244,8 @@ class Job:
         """Note down what it took. -> None, or why it failed."""
         part, code, file = self.part, self.process.returncode, work(self.args) / f"{self.part.name}.json"
         if part.kind == "stdout" and code == 0:
-            printed = self.out.read_text()
-            runs.write_json(runs.ROOT / part.folder / "metrics.json", json.loads(printed[printed.rindex("\n{\n") :]))
+            record = json.loads("{" + self.out.read_text().rpartition("\n{\n")[2])
+            runs.write_json(runs.ROOT / part.folder / "metrics.json", record)
         before = read(file).get("seconds", 0) if self.resume else 0
         record = {"seconds": before + self.seconds(), "versions": runs.versions()}
         runs.write_json(file, record | ({"done": part.command} if code == 0 else {}))
@@ -291,9 +283,8 @@ def run_all(todo, parts, args, lost=()):
                 part = parts[name]
                 missing = next((need for need in part.needs if need in failed), None)
                 if missing:
-                    failed[name] = (
-                        f"not run: it needs {missing}, which {'failed' if missing in todo else 'is not finished'}"
-                    )
+                    state = "failed" if missing in todo else "is not finished"
+                    failed[name] = f"not run: it needs {missing}, which {state}"
                     waiting.remove(name)
                     done += 1
                     continue
@@ -352,33 +343,12 @@ def left(waiting, jobs, parts, args):
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def collect(parts, args):
-    """-> what results.json holds: {"settings", "runs": {name: command, seed, machine, versions, seconds, metrics}}."""
-    folder = work(args) if args.quick else Path("results")
-    settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
-    old = read(folder / "results.json")
-    kept = old.get("runs", {}) if old.get("settings") == settings else {}
-    kept = {name: run for name, run in kept.items() if name not in parts or run["command"] == parts[name].command}
-    todo = unfinished(parts, args)
-    for name, part in parts.items():
-        if part.kind in ("fd", "fid") or name in todo:  # distances stand in their model's metrics.json
-            continue
-        metrics, record = read(runs.ROOT / part.folder / "metrics.json"), read(work(args) / f"{name}.json")
-        made = read(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or record.get("versions", {})
-        kept[name] = {
-            "command": part.command,
-            "seed": int(part.words[part.words.index("--seed") + 1]) if "--seed" in part.words else None,
-            "machine": made.get("machine"),
-            "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
-            "seconds": metrics.get("seconds", record.get("seconds")),
-            "metrics": metrics,
-        }
-    return folder, {"settings": settings, "runs": kept}
-
-
 def write_results(parts, args):
     """results.json, tables.md, REPORT.md's tables, figures. -> the tables."""
-    folder, results = collect(parts, args)
+    folder = work(args) if args.quick else Path("results")
+    settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
+    done = parts.keys() - unfinished(parts, args)
+    results = collect(parts, done, work(args), settings, read(folder / "results.json"))
     made = tables(results)
     runs.write_json(folder / "results.json", results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"

@@ -1,4 +1,4 @@
-"""The report's tables as Markdown, made from results.json alone; reproduce.py writes both.
+"""results.json from the runs, and the report's tables as Markdown from it alone; reproduce.py writes both.
 
     made = tables(json.loads(Path("results/results.json").read_text()))       # {name: Markdown}
     text = refresh(text, made)                                                # of REPORT.md, between its markers
@@ -7,6 +7,7 @@ A cell that no run has measured says so. Distances in Inception's features (fid_
 columns of their own; an fd_ of any other network is in neither.
 """
 
+import json
 import re
 import statistics
 from pathlib import Path
@@ -21,6 +22,39 @@ MISSING = "not measured"
 def of_classifier(metrics):
     """Whether the fd_ distances in `metrics` are in the features of classifier.py."""
     return metrics.get("fd_features") == "Frechet distance (features of features.pt2)"
+
+
+def read(path):
+    """A JSON file's content, or {} when there is none that can be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def collect(parts, done, records, settings, old):
+    """-> what results.json holds: {"settings", "runs": {name: command, seed, machine, versions, seconds, metrics}}.
+
+    parts: reproduce.table's; done: names of the finished ones; records: folder of what reproduce.py noted down of each;
+    old: the results.json that is there, whose runs stay if settings and command are the same.
+    """
+    kept = old.get("runs", {}) if old.get("settings") == settings else {}
+    kept = {name: run for name, run in kept.items() if name not in parts or run["command"] == parts[name].command}
+    for name in done:
+        part = parts[name]
+        if part.kind in ("fd", "fid"):  # these stand in their model's metrics.json
+            continue
+        metrics, record = read(runs.ROOT / part.folder / "metrics.json"), read(records / f"{name}.json")
+        made = read(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or record.get("versions", {})
+        kept[name] = {
+            "command": part.command,
+            "seed": int(part.words[part.words.index("--seed") + 1]) if "--seed" in part.words else None,
+            "machine": made.get("machine"),
+            "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
+            "seconds": metrics.get("seconds", record.get("seconds")),
+            "metrics": metrics,
+        }
+    return {"settings": settings, "runs": {name: kept[name] for name in [*parts, *kept] if name in kept}}
 
 
 def cell(values, digits):
