@@ -15,6 +15,7 @@ Runs that results.json has from another machine stay in it if epochs, precision 
 into runs/ alone: runs/quick-NAME and runs/quick.
 """
 
+import contextlib
 import json
 import os
 import re
@@ -33,7 +34,7 @@ from tables import MISSING, collect, of_classifier, read, refresh, tables
 
 HERE = Path(__file__).resolve().parent
 FREE = {"name", "device", "data_dir", "fid", "features", "eval_only", "compare", "json"}  # no part of a run's identity
-WEIGHT = "1000"  # of the contrastive term
+WEIGHT = "500"  # of the contrastive term
 # name: script, latent dimensions, more flags, whom the probe compares it with, minutes an epoch on two CPU cores
 MODELS = {
     "vae_128": ("vae.py", 128, [], None, 2),
@@ -113,9 +114,10 @@ def table(args):
 
     for seed in range(1 if quick else 5):
         wgan_gp("", seed)
-    wgan_gp("latent_1_", 0, "--latent-dim", "1")
-    wgan_gp("latent_2_", 0, "--latent-dim", "2")
-    wgan_gp("clip_", 0, "--loss", "clip")
+    if not quick:  # most of such a run is its exact measurement, however short the training
+        wgan_gp("latent_1_", 0, "--latent-dim", "1")
+        wgan_gp("latent_2_", 0, "--latent-dim", "2")
+        wgan_gp("clip_", 0, "--loss", "clip")
     proof = ["--json", "--floors", "0.5", "--knots", "16"] if quick else ["--json"]
     add("prior_gaussian", "prior_proofs/gaussian_case.py", 1 * scale, *proof, cpu=True)
     add("prior_non_gaussian", "prior_proofs/non_gaussian_case.py", 1.5 * scale, *proof, cpu=True)
@@ -127,7 +129,8 @@ def table(args):
         words = ["--supervised", "--latent-dim", dims, *data, *small, *precision, *short]
         add(f"supervised_{dims}", "probe.py", 12 * scale, *words)
     supervised = str(runs.ROOT / folder("supervised_128"))
-    add("probe_supervised_128", "probe.py", 3 * scale, supervised, *data, needs=("supervised_128",))
+    limit = small[2:4]  # of the training images; the rest is in the checkpoint
+    add("probe_supervised_128", "probe.py", 3 * scale, supervised, *data, *limit, needs=("supervised_128",))
 
     for seed in range(args.seeds):
         for model, (script, dims, more, _, minutes) in MODELS.items():
@@ -146,7 +149,7 @@ def table(args):
                 add(f"fid_{name}", script, 60, *n, run=name, needs=(name,), kind="fid")
         for model, (*_, other, _) in MODELS.items():
             name, other = f"{model}_seed_{seed}", other and f"{other}_seed_{seed}"
-            words = [str(runs.ROOT / folder(name)), *data, "--seed", str(seed), "--latent", "sample", "--layer"]
+            words = [str(runs.ROOT / folder(name)), *data, *limit, "--seed", str(seed), "--latent", "sample", "--layer"]
             words += ["--against", str(runs.ROOT / folder(other))] if other else []
             add(f"probe_{name}", "probe.py", 6 * scale, *words, needs=(name, other) if other else (name,))
     return parts
@@ -183,8 +186,7 @@ def agree(words, made):
         elif flags:
             values.append(word)
     for key in flags.keys() - FREE:
-        saved = made.get(key)
-        saved = saved if isinstance(saved, list) else [saved]
+        saved = made[key] if isinstance(made.get(key), list) else [made.get(key)]
         if [plain(v) for v in flags[key] or ["True"]] != [plain(v) for v in saved]:
             return False
     return True
@@ -208,8 +210,7 @@ def unfinished(parts, args):
     """The names of the parts to run: those not finished, and those that need one of them."""
     names = set()
     for name, part in parts.items():
-        if names & set(part.needs) or not finished(part, parts, args):
-            names.add(name)
+        names |= {name} if names & set(part.needs) or not finished(part, parts, args) else set()
     return names
 
 
@@ -244,8 +245,9 @@ class Job:
         """Note down what it took. -> None, or why it failed."""
         part, code, file = self.part, self.process.returncode, work(self.args) / f"{self.part.name}.json"
         if part.kind == "stdout" and code == 0:
-            record = json.loads("{" + self.out.read_text().rpartition("\n{\n")[2])
-            runs.write_json(runs.ROOT / part.folder / "metrics.json", record)
+            with contextlib.suppress(ValueError):  # without it the part is not finished, which is said below
+                printed = json.loads("{" + self.out.read_text().rpartition("\n{\n")[2])
+                runs.write_json(runs.ROOT / part.folder / "metrics.json", printed)
         before = read(file).get("seconds", 0) if self.resume else 0
         record = {"seconds": before + self.seconds(), "versions": runs.versions()}
         runs.write_json(file, record | ({"done": part.command} if code == 0 else {}))
@@ -274,11 +276,9 @@ def run_all(todo, parts, args, lost=()):
             for gpu, job in list(jobs.items()):
                 if job.process.poll() is not None:
                     name, why = jobs.pop(gpu).part.name, job.conclude(parts)
-                    done += 1
+                    done, failed = done + 1, failed | ({name: why} if why else {})
                     rest = left(waiting, jobs, parts, args)
                     say(f"[{done}/{len(todo)}] {name}: {why or f'{job.seconds():.0f} s'}{rest}")
-                    if why:
-                        failed[name] = why
             for name in list(waiting):
                 part = parts[name]
                 missing = next((need for need in part.needs if need in failed), None)
@@ -379,9 +379,8 @@ def main(argv=None):
                 raise
             say(f"Inception FID will be {MISSING}: {error}")
             todo = {name for name in todo if parts[name].kind != "fid"}
-    if args.quick:
-        say("--quick: small trainings on built-in images; the numbers mean nothing")
-    say(f"{len(names)} parts, {len(todo)} to run")
+    small = "; --quick: small trainings on built-in images, whose numbers mean nothing" if args.quick else ""
+    say(f"{len(names)} parts, {len(todo)} to run{small}")
     work(args).mkdir(parents=True, exist_ok=True)
     lost = {name: "not finished" for name in open_parts - todo}
     try:
