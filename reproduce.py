@@ -387,9 +387,7 @@ def main(argv=None):
         failed = run_all(todo, parts, args, lost)
     finally:
         text = write_results(parts, args)
-    print(text)
-    if args.quick:
-        print("--quick: these numbers mean nothing; that every part ran is what it shows")
+    print(text + "\n--quick: these numbers mean nothing; that every part ran is what it shows" * args.quick)
     failed = {name: why for name, why in failed.items() if name in todo}
     for name, why in failed.items():
         say(f"failed: {name}: {why}")
