@@ -95,7 +95,7 @@ def table(args):
     parts, quick = {}, args.quick
     scale = 0.04 if quick else 1  # of 50,000 images
     data = ["--data-dir", args.data_dir] + (["--device", args.device] if args.device != "auto" else [])
-    small = ["--data", "shapes", "--limit", "2000", "--holdout", "1000"] if quick else []
+    small = ["--data", "shapes", "--limit", "2000", "--holdout", "500"] if quick else []
     precision = ["--precision", args.precision]
 
     def folder(name):
@@ -139,7 +139,7 @@ def table(args):
             add(f"{model}_seed_{seed}", script, minutes * args.epochs * scale, *words, resumes=True)
         for model, (script, *_) in MODELS.items():
             name = f"{model}_seed_{seed}"
-            n = ["--eval-only", "--fid", "1000" if quick else "10000", *data]
+            n = ["--eval-only", "--fid", "500" if quick else "10000", *data]
             features = ["--features", str(runs.ROOT / folder("classifier") / "features.pt2")]
             partner = f"{model.replace('_gan', '')}_seed_{seed}"
             beside = ["--compare", str(runs.ROOT / folder(partner))] if partner != name else []

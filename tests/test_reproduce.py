@@ -229,7 +229,7 @@ def test_mean_and_spread_and_what_was_not_measured():
     made = tables.tables(results(vae_128_seed_0=vae(6.0), vae_128_seed_1=vae(6.2), vae_128_seed_2=vae(6.4)))
     assert row(made["models"], "vae_128")[1:4] == ["3", "1.0 ± 0.0", "6.200 ± 0.200"]
     assert row(made["models"], "vae_64")[1:4] == ["0", "not measured", "not measured"]
-    assert "50 epochs, fp32" in made["models"] and "an abacus" in made["models"]
+    assert "epochs 50, fp32" in made["models"] and "an abacus" in made["models"]
 
 
 def test_distances_stand_under_their_own_name():
