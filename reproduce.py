@@ -10,9 +10,10 @@ same flags and not before what it needs. With GPUs each has a part of its own, a
 on the CPU; without, one part runs after another. What a part prints is in runs/reproduce/NAME.out and NAME.err.
 
 The end writes results/results.json (each finished run: command, seed, machine, versions, seconds, metrics), the tables
-made from it (results/tables.md, and in REPORT.md between `<!-- table: NAME -->` and `<!-- end -->`) and the figures.
-Runs that results.json has from another machine stay in it if epochs, precision and command are the same. --quick writes
-into runs/ alone: runs/quick-NAME and runs/quick.
+made from it (results/tables.md, and in REPORT.md and README.md between `<!-- table: NAME -->` and `<!-- end -->`) and
+the figures. Runs that results.json has from another machine stay in it if their command is the same. Results that were made
+with another --epochs or --precision are not touched: the tables go to runs/reproduce then. --quick writes into runs/
+alone: runs/quick-NAME and runs/quick.
 """
 
 import contextlib
@@ -114,10 +115,16 @@ def table(args):
 
     for seed in range(1 if quick else 5):
         wgan_gp("", seed)
-    if not quick:  # most of such a run is its exact measurement, however short the training
-        wgan_gp("latent_1_", 0, "--latent-dim", "1")
-        wgan_gp("latent_2_", 0, "--latent-dim", "2")
-        wgan_gp("clip_", 0, "--loss", "clip")
+    variants = {  # name: seeds, flags
+        "latent_2_": (3, ["--latent-dim", "2"]),
+        "latent_1_": (3, ["--latent-dim", "1"]),
+        "clip_": (3, ["--loss", "clip"]),
+        "two_sided_": (1, ["--no-one-sided"]),
+        "no_drift_": (1, ["--drift", "0"]),
+    }
+    for name, (n, words) in variants.items():
+        for seed in range(0 if quick else n):  # most of a short run would be its exact measurement
+            wgan_gp(name, seed, *words)
     proof = ["--json", "--floors", "0.5", "--knots", "16"] if quick else ["--json"]
     add("prior_gaussian", "prior_proofs/gaussian_case.py", 1 * scale, *proof, cpu=True)
     add("prior_non_gaussian", "prior_proofs/non_gaussian_case.py", 1.5 * scale, *proof, cpu=True)
@@ -186,8 +193,10 @@ def agree(words, made):
         elif flags:
             values.append(word)
     for key in flags.keys() - FREE:
+        switch = not (key in made or key.removeprefix("no_") == key)  # --no-KEY
+        wanted, key = (["False"], key.removeprefix("no_")) if switch else (flags[key] or ["True"], key)
         saved = made[key] if isinstance(made.get(key), list) else [made.get(key)]
-        if [plain(v) for v in flags[key] or ["True"]] != [plain(v) for v in saved]:
+        if [plain(v) for v in wanted] != [plain(v) for v in saved]:
             return False
     return True
 
@@ -344,25 +353,33 @@ def left(waiting, jobs, parts, args):
 
 
 def write_results(parts, args):
-    """results.json, tables.md, REPORT.md's tables, figures. -> the tables."""
-    folder = work(args) if args.quick else Path("results")
+    """results.json, tables.md, the tables in REPORT.md and README.md, figures. -> the tables."""
     settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
+    public = Path("results")
+    own = read(public / "results.json").get("settings", settings)  # of the results that the pages show
+    folder = public if own == settings and not args.quick else work(args)
     done = parts.keys() - unfinished(parts, args)
     results = collect(parts, done, work(args), settings, read(folder / "results.json"))
     made = tables(results)
     runs.write_json(folder / "results.json", results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_bytes(folder / "tables.md", text.encode())
-    if args.quick:
+    if folder != public:
+        if not args.quick:
+            say(
+                f"{public}, REPORT.md and README.md stay as they are, made with --epochs {own['epochs']} --precision "
+                f"{own['precision']}: these tables are in {folder}; to replace those, move {public}/results.json away"
+            )
         return text
-    report = Path("REPORT.md")
-    if report.exists() and (new := refresh(report.read_text(), made)) != report.read_text():
-        runs.write_bytes(report, new.encode())
+    for page in (Path("REPORT.md"), Path("README.md")):
+        if page.exists() and (new := refresh(page.read_text(), made)) != page.read_text():
+            runs.write_bytes(page, new.encode())
     for name, part in parts.items():
         one = "_seed_" not in name or name.endswith("_seed_0")
-        for picture in sorted((runs.ROOT / part.folder).glob("*.png")) if one and name in results["runs"] else ():
-            if not picture.name.startswith("density_"):
-                runs.write_bytes(folder / part.folder / picture.name, picture.read_bytes())
+        pictures = (runs.ROOT / part.folder).glob("*.*") if one and name in results["runs"] else ()
+        for picture in pictures:
+            if picture.suffix in (".png", ".gif") and not picture.name.startswith("density_"):
+                runs.write_bytes(public / part.folder / picture.name, picture.read_bytes())
     return text
 
 

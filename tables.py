@@ -15,7 +15,22 @@ from pathlib import Path
 import runs
 from two_gaussians import goals
 
-MODELS = ("vae_128", "vae_64", "vae_contrastive", "vae_gan_128", "vae_gan_64", "vae_gan_contrastive")
+MODELS = {
+    "vae_128": "VAE, 128 dimensions",
+    "vae_64": "VAE, 64",
+    "vae_contrastive": "VAE, 128, contrastive",
+    "vae_gan_128": "VAE-GAN, 128",
+    "vae_gan_64": "VAE-GAN, 64",
+    "vae_gan_contrastive": "VAE-GAN, 128, contrastive",
+}
+WGAN_GP = {
+    "": "6-D latent, penalty (default)",
+    "latent_2_": "2-D latent",
+    "latent_1_": "1-D latent",
+    "clip_": "clipping at 0.1",
+    "two_sided_": "two-sided penalty",
+    "no_drift_": "no drift term",
+}
 MISSING = "not measured"
 
 
@@ -76,69 +91,119 @@ def tables(results):
     """results.json's content -> {name: Markdown}."""
     found, settings = results["runs"], results["settings"]
     seeds = {
-        model: [run for name, run in found.items() if re.fullmatch(rf"{model}_seed_\d+", name)] for model in MODELS
+        model: {name: run for name, run in found.items() if re.fullmatch(rf"{model}_seed_\d+", name)}
+        for model in MODELS
     }
-    what = "built-in shapes, 2,000 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
-    machines = ", ".join(sorted({str(run["machine"]) for run in found.values()}))
+    runs_of = {name: run for each in seeds.values() for name, run in each.items()}
+    what = "Built-in shapes, 2,000 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
+    numbers = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs_of.values()})) or "none"
+    made_by = "--quick " if settings["quick"] else ""
     caption = (
-        f"{what}; each VAE and VAE-GAN: epochs {settings['epochs']}, {settings['precision']}; "
-        f"mean ± standard deviation over n seeds; {machines}."
+        f"{what}. `python reproduce.py {made_by}--epochs {settings['epochs']} --precision {settings['precision']}`: "
+        f"each VAE and VAE-GAN had {settings['epochs']} epochs; seeds: {numbers}, mean ± standard deviation where "
+        f"there are several. {origin(runs_of.values())}"
     )
-
-    def models(columns):
-        """columns: {title: (metrics -> value or None, digits)} -> rows, one a model."""
-        rows = []
-        for model, each in seeds.items():
-            values = [cell([get(run["metrics"]) for run in each], digits) for get, digits in columns.values()]
-            rows.append([model, len(each), *values])
-        return ["model", "n", *columns], rows
-
-    def key(name):
-        return lambda metrics: metrics.get(name)
-
-    elbo = {
-        "ELBO, nats": (key("elbo_nats"), 1),
-        "bits per dimension": (key("bits_per_dim"), 3),
-        "squared error": (key("mse"), 5),
-        "KL, nats": (key("kl"), 1),
-        "active units": (key("active_units"), 1),
-        "sharpness of reconstructions": (key("sharpness_reconstruction"), 3),
-        "of samples": (key("sharpness_generation"), 3),
-        "of ex-post samples": (key("sharpness_generation_expost"), 3),
-        "minutes": (lambda metrics: metrics["seconds"] / 60, 1),
+    made = {
+        "summary": summary(caption, found, seeds),
+        "models": markdown(caption, *by_model(seeds, ELBO)),
+        "distances": distances(caption, seeds),
+        "classification": classification(caption, found, seeds),
     }
-    made = {"models": markdown(caption, *models(elbo))}
-    made["distances"] = distances(caption, models, seeds)
-    made["classification"] = classification(caption, found, seeds)
-    made["wgan_gp"] = two_modes(found)
-    made["proofs"] = proofs(found)
-    return made
+    for name, variants in {"wgan_gp": [""], "wgan_gp_variants": [key for key in WGAN_GP if key]}.items():
+        made[name] = two_modes(found, variants)
+    return made | {"proofs": proofs(found)}
 
 
-def distances(caption, models, seeds):
-    kinds = {"reconstruction": "reconstruction", "generation": "z ~ N(0, I)", "generation_expost": "z ex-post"}
+def origin(some):
+    """Machines, versions of torch and commits of some runs, in words."""
+    some = list(some)
+    words = [sorted({str(run["machine"]) for run in some})]
+    words += [sorted({str(run["versions"].get(key)) for run in some}) for key in ("torch", "commit")]
+    return f"{', '.join(words[0])}; torch {', '.join(words[1])}; commit {', '.join(words[2])}." if some else ""
 
-    def get(key, kind):
-        def value(metrics):
-            return metrics.get(f"{key}_{kind}") if key == "fid" or of_classifier(metrics) else None
 
-        return value
+def key(name):
+    return lambda metrics: metrics.get(name)
 
+
+ELBO = {  # title: (metrics -> value or None, digits)
+    "ELBO, nats": (key("elbo_nats"), 1),
+    "bits per dimension": (key("bits_per_dim"), 3),
+    "squared error": (key("mse"), 5),
+    "KL, nats": (key("kl"), 1),
+    "active units": (key("active_units"), 1),
+    "sharpness of reconstructions": (key("sharpness_reconstruction"), 3),
+    "of samples": (key("sharpness_generation"), 3),
+    "of ex-post samples": (key("sharpness_generation_expost"), 3),
+    "minutes": (lambda metrics: metrics["seconds"] / 60, 1),
+}
+KINDS = {
+    "reconstruction": "reconstructions",
+    "generation": "samples, z ~ N(0, I)",
+    "generation_expost": "ex-post samples",
+}
+
+
+def distance(key, kind):
+    """-> a function of metrics: the distance, or None. key: fid, Inception's; fd, in classifier.py's features."""
+    return lambda metrics: metrics.get(f"{key}_{kind}") if key == "fid" or of_classifier(metrics) else None
+
+
+def by_model(seeds, columns):
+    """columns: {title: (metrics -> value or None, digits)} -> head and rows, one a model."""
+    rows = []
+    for model, each in seeds.items():
+        values = [cell([get(run["metrics"]) for run in each.values()], digits) for get, digits in columns.values()]
+        rows.append([MODELS[model], len(each), *values])
+    return ["model", "n", *columns], rows
+
+
+def floor(seeds, key):
+    """The distance between training and test images: [value], or []; it is the same for all models."""
+    each = [distance(key, "floor")(run["metrics"]) for some in seeds.values() for run in some.values()]
+    return [value for value in each if value is not None][:1]
+
+
+def probes(found, model):
+    return {name: run for name, run in found.items() if re.fullmatch(rf"probe_{model}_seed_\d+", name)}
+
+
+def accuracies(some, row):
+    return [probe["metrics"]["rows"].get(row, {}).get("accuracy") for probe in some.values()]
+
+
+def summary(caption, found, seeds):
+    """The README's table: one row a model."""
+    columns = {title: ELBO[title] for title in ("bits per dimension", "squared error")}
+    columns |= {f"Frechet distance*: {text}": (distance("fd", kind), 1) for kind, text in KINDS.items()}
+    columns |= {f"FID: {text}": (distance("fid", kind), 1) for kind, text in KINDS.items()}
+    head, rows = by_model(seeds, columns)
+    if all(cells[-3:] == [MISSING] * 3 for cells in rows):
+        head, rows = head[:-3], [cells[:-3] for cells in rows]
+        caption += " Inception FID: not measured, for its weights were not at hand."
+    for model, cells in zip(seeds, rows, strict=True):
+        cells.append(cell(accuracies(probes(found, model), "mu"), 2))
+    floors = [cell(floor(seeds, "fd"), 1)] * 3 + [cell(floor(seeds, "fid"), 1)] * (len(head) - 7)
+    ceiling = accuracies({name: found[name] for name in ("supervised_128",) if name in found}, "supervised")
+    rows.append(["as many training images", "", "", "", *floors, ""])
+    rows.append(["the encoder trained with labels, 128", *[""] * (len(head) - 1), cell(ceiling, 2)])
+    note = "\n\n\\* in the features of classifier.py's network, not Inception's; "
+    note += "accuracy: of a linear classifier on the mean of q(z\\|x), test images."
+    return markdown(caption, [*head, "linear accuracy, %"], rows) + note
+
+
+def distances(caption, seeds):
     titles = {"fid": "Inception FID", "fd": "Frechet distance, classifier features"}
-    columns = {f"{titles[k]}: {text}": (get(k, kind), 2) for k in titles for kind, text in kinds.items()}
-    head, rows = models(columns)
-    runs_of = [run["metrics"] for each in seeds.values() for run in each]
-    floor = {k: [v for v in map(get(k, "floor"), runs_of) if v is not None][:1] for k in titles}  # the same for all
-    rows.append(["floor: training images", "", *(cell(floor[k], 2) for k in titles for _ in kinds)])
-    counts = {titles[k]: sorted({v for v in map(get(k, "images"), runs_of) if v}) for k in titles}
+    columns = {f"{titles[k]}: {text}": (distance(k, kind), 2) for k in titles for kind, text in KINDS.items()}
+    head, rows = by_model(seeds, columns)
+    rows.append(["floor: training images", "", *(cell(floor(seeds, k), 2) for k in titles for _ in KINDS)])
+    metrics = [run["metrics"] for each in seeds.values() for run in each.values()]
+    counts = {titles[k]: sorted({v for v in map(distance(k, "images"), metrics) if v}) for k in titles}
     counts = "; ".join(f"{title}: {', '.join(map(str, n)) or 'no'} images a set" for title, n in counts.items())
     return markdown(f"{caption} {counts}.", head, rows)
 
 
 def classification(caption, found, seeds):
-    def accuracy(probes, row):
-        return cell([probe["metrics"]["rows"].get(row, {}).get("accuracy") for probe in probes], 2)
-
     def interval(row):
         return f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
 
@@ -147,6 +212,7 @@ def classification(caption, found, seeds):
         if not test:
             return ""
         name, (low, high) = Path(test["checkpoint"]).name.removeprefix("quick-"), test["interval"]
+        name = MODELS.get(re.sub(r"_seed_\d+$", "", name), name)
         return f"{test['difference']:+.2f} ({low:+.2f} to {high:+.2f}) to {name}, p = {test['p_value']:.1g}"
 
     head = [
@@ -158,17 +224,17 @@ def classification(caption, found, seeds):
         "layer below, %",
     ]
     head += ["first seed against another model: points (95 %), McNemar's p"]
-    rows, all_probes = [], []
+    rows = []
     for model in seeds:
-        probes = [run for name, run in found.items() if re.fullmatch(rf"probe_{model}_seed_\d+", name)]
-        all_probes += probes
-        cells = [accuracy(probes, row) for row in ("mu", "z ~ q(z|x)", "layer below mu")]
-        first = [interval(probes[0]["metrics"]["rows"]["mu"]), versus(probes[0])] if probes else [MISSING, ""]
-        rows.append([model, len(probes), cells[0], first[0], *cells[1:], first[1]])
+        own = probes(found, model)
+        cells = [cell(accuracies(own, row), 2) for row in ("mu", "z ~ q(z|x)", "layer below mu")]
+        one = next(iter(own.values()), None)
+        first = [interval(one["metrics"]["rows"]["mu"]), versus(one)] if one else [MISSING, ""]
+        rows.append([MODELS[model], len(own), cells[0], first[0], *cells[1:], first[1]])
     others = {f"ceiling: trained with labels, {d} dimensions": (f"supervised_{d}", "supervised") for d in (128, 64)}
     others["its mu, frozen (128)"] = ("probe_supervised_128", "mu")
     for dims in (128, 64):
-        name = next((n for n in found if re.match(rf"probe_vae_{dims}_seed", n)), None)
+        name = next(iter(probes(found, f"vae_{dims}")), None)
         for row in ("raw pixels", "principal components", "untrained encoder"):
             if dims == 128 or row != "raw pixels":
                 others[f"baseline: {row}" + (f", {dims}" if row != "raw pixels" else "")] = (name, row)
@@ -185,27 +251,41 @@ def classification(caption, found, seeds):
     return markdown(caption, head, rows)
 
 
-def two_modes(found):
-    names = [name for name in found if name.startswith("wgan_gp_")]
-    if not names:
+def two_modes(found, variants):
+    """What two_gaussians.py measured of the runs of wgan_gp.py named in `variants`, a row each."""
+    columns = {  # title: (metrics -> value, how to print it)
+        "weight of mode 1": (lambda m: m["mode_weights"][0], "{:.1%}"),
+        "worst mean error": (lambda m: goals(m, 0.1)[1][1], "{:.4f}"),
+        "worst error of a standard deviation": (lambda m: goals(m, 0.1)[2][1], "{:.1%}"),
+        "within 3 sigma": (key("within_3_sigma"), "{:.2%}"),
+        "bridge": (key("bridge"), "{:.2%}"),
+        "W2 in a mode / floor": (lambda m: max(m["w2_mode"]) / m["w2_mode_floor"], "{:.2f}"),
+        "the same, within 4 sigma": (lambda m: max(m["w2_mode_core"]) / m["w2_mode_floor"], "{:.2f}"),
+        "W2 over both": (key("w2"), "{:.3f}"),
+        "log-likelihood, nats": (key("log_likelihood"), "{:.3f}"),
+    }
+
+    def line(title, metrics):
+        return [title, *(text.format(get(metrics)) for get, text in columns.values())]
+
+    own = {v: {n: r for n, r in found.items() if re.fullmatch(rf"wgan_gp_{v}seed_\d+", n)} for v in variants}
+    some = {name: run for each in own.values() for name, run in each.items()}
+    if not some:
         return MISSING
-    values = {name: goals(found[name]["metrics"], 0.1) for name in names}
-    first = found[names[0]]["metrics"]
-    floors = {key: first[key] for key in ("w2_floor", "w2_mode_floor")}
-    truth = goals(first["truth"] | floors, 0.1)
-    seeds = [name for name in names if re.fullmatch(r"wgan_gp_seed_\d+", name)]
-    rows = [["goal: at most", *(f"{bound:g}" for *_, bound in truth), ""]]
-    rows += [["real samples", *(f"{value:.4f}" for _, value, _ in truth), f"{first['truth']['bridge']:.4f}"]]
-    for name in names:
-        cells = [f"{value:.4f}" for _, value, _ in values[name]]
-        rows.append([name.removeprefix("wgan_gp_"), *cells, f"{found[name]['metrics']['bridge']:.4f}"])
-    if seeds:
-        columns = [*zip(*([value for _, value, _ in values[name]] for name in seeds), strict=True)]
-        columns.append([found[name]["metrics"]["bridge"] for name in seeds])
-        rows.append([f"default flags, n = {len(seeds)}", *(cell(column, 4) for column in columns)])
-    return markdown(
-        "One run a row; the last: mean ± standard deviation.", ["", *(w for w, *_ in truth), "bridge"], rows
-    )
+    first = next(iter(some.values()))["metrics"]
+    (_, _, weight), (_, _, mean), (_, _, spread), (_, _, far), (_, _, w2) = goals(first, 0.1)
+    goal = [f"{0.5 - weight:.0%} to {0.5 + weight:.0%}", mean, f"{spread:.0%}", f"{1 - far:.0%}", "", w2, "", "", ""]
+    rows = [["goal", *goal], line("real samples", first["truth"] | {"w2_mode_floor": first["w2_mode_floor"]})]
+    for variant, each in own.items():
+        rows += [line(f"{WGAN_GP[variant]}, seed {run['seed']}", run["metrics"]) for run in each.values()]
+        if len(each) > 1:
+            cells = []
+            for get, text in columns.values():
+                values = [get(run["metrics"]) for run in each.values()]
+                cells.append(f"{text.format(statistics.mean(values))} ± {text.format(statistics.stdev(values))}")
+            rows.append([f"{WGAN_GP[variant]}: mean ± standard deviation, n = {len(each)}", *cells])
+    caption = f"20,000 samples, for W2 10 times 2,000. {origin(some.values())}"
+    return markdown(caption, ["", *columns], rows)
 
 
 def proofs(found):
@@ -215,15 +295,18 @@ def proofs(found):
         for case, affine in metrics.get("affine", {}).items():
             free = metrics["free"][case]
             floors = floors or [row["floor"] for row in free]
-            gaps = {row["floor"]: f"{row['gap']:.4g}" for row in free}
+            gaps = {row["floor"]: f"{row['gap']:.4g} ({row['error']:.0e})" for row in free}
             case = case.replace(" | ", ", prior ")
             if case not in (row[0] for row in rows):  # both scripts have the same control
-                rows.append([case, f"{affine['gap']:.8f}", *(gaps.get(floor, MISSING) for floor in floors)])
+                cells = [f"{-affine['entropy']:.6f}", f"{affine['gap']:.10f}"]
+                rows.append([case, *cells, *(gaps.get(floor, MISSING) for floor in floors)])
     for claim, numbers in found.get("prior_counterexample", {}).get("metrics", {}).items():
-        rows.append([f"counterexample in 2-D, {claim}", f"{numbers['gap']:.1g}", *[""] * len(floors)])
+        rows.append([f"counterexample in 2-D, {claim}", "", f"{numbers['gap']:.1g}", *[""] * len(floors)])
     checks = [v for run in found.values() for v in run["metrics"].get("checks", {}).values()]
-    caption = f"{sum(checks)} of {len(checks)} steps of the proofs PASS. Smallest gap found, in nats."
-    head = ["data, prior", "affine maps", *(f"floor {floor:g}" for floor in floors)]
+    own = [run for name, run in found.items() if name in ("prior_gaussian", "prior_non_gaussian")]
+    caption = f"{sum(checks)} of {len(checks)} steps of the proofs PASS. Smallest gap found, in nats; in brackets the "
+    caption += f"quadrature's error. {origin(own)}"
+    head = ["data, prior", "-H(p_d)", "affine maps", *(f"floor {floor:g}" for floor in floors)]
     return markdown(caption, head, rows) if rows else MISSING
 
 

@@ -6,6 +6,7 @@ python -m pytest tests/test_reproduce.py
 import importlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -39,6 +40,8 @@ if pathlib.Path("wait").exists():
     time.sleep(60)
 (folder / "metrics.json").write_text('{"seconds": 1.5}')
 """
+
+PAGES = ("summary", "models", "distances", "classification", "wgan_gp", "wgan_gp_variants", "proofs")
 
 
 @pytest.fixture
@@ -227,9 +230,9 @@ def row(text, name):
 
 def test_mean_and_spread_and_what_was_not_measured():
     made = tables.tables(results(vae_128_seed_0=vae(6.0), vae_128_seed_1=vae(6.2), vae_128_seed_2=vae(6.4)))
-    assert row(made["models"], "vae_128")[1:4] == ["3", "1.0 ± 0.0", "6.200 ± 0.200"]
-    assert row(made["models"], "vae_64")[1:4] == ["0", "not measured", "not measured"]
-    assert "epochs 50, fp32" in made["models"] and "an abacus" in made["models"]
+    assert row(made["models"], "VAE, 128 dimensions")[1:4] == ["3", "1.0 ± 0.0", "6.200 ± 0.200"]
+    assert row(made["models"], "VAE, 64")[1:4] == ["0", "not measured", "not measured"]
+    assert "--epochs 50 --precision fp32" in made["models"] and "an abacus" in made["models"]
 
 
 def test_distances_stand_under_their_own_name():
@@ -243,10 +246,49 @@ def test_distances_stand_under_their_own_name():
     }
     text = tables.tables(results(**found))["distances"]
     no = "not measured"
-    assert row(text, "vae_128")[2:] == ["100.00 (n = 1)", "150.00 (n = 1)", no, "8.00 ± 1.41", no, no]
-    assert row(text, "vae_64")[2:] == [no] * 6  # neither Inception's FID nor of the classifier's features
+    assert row(text, "VAE, 128 dimensions")[2:] == ["100.00 (n = 1)", "150.00 (n = 1)", no, "8.00 ± 1.41", no, no]
+    assert row(text, "VAE, 64")[2:] == [no] * 6  # neither Inception's FID nor of the classifier's features
     assert row(text, "floor: training images")[2:] == ["3.00"] * 3 + ["1.00"] * 3
     assert "Inception FID: 10000 images a set" in text
+
+
+def test_summary():
+    ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
+    mu = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
+    found = {"vae_64_seed_0": vae(6.0, **ours), "probe_vae_64_seed_0": mu}
+    text, no = tables.tables(results(**found))["summary"], "not measured"
+    assert row(text, "VAE, 64")[1:] == ["1", "6.000", "1.00000", "7.0", no, no, "40.00"]
+    assert row(text, "as many training images")[2:] == ["", "", "1.0", "1.0", "1.0", ""]
+    assert "Inception FID: not measured" in text
+    found["vae_64_seed_0"]["metrics"] |= {"fid_reconstruction": 90.0, "fid_floor": 5.0}
+    text = tables.tables(results(**found))["summary"]
+    assert row(text, "VAE, 64")[4:] == ["7.0", no, no, "90.0", no, no, "40.00"]
+    assert row(text, "as many training images")[4:] == ["1.0"] * 3 + ["5.0"] * 3 + [""]
+    assert "Inception FID: not measured" not in text
+    widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_two_modes():
+    perfect = {"mode_weights": [0.5, 0.5], "mode_means": [[0.5, 0.5], [-0.5, -0.5]], "mode_stds": [[0.1, 0.1]] * 2}
+    perfect |= {"within_3_sigma": 0.99, "bridge": 0.0, "w2_mode": [0.02, 0.02], "w2_mode_core": [0.02, 0.02]}
+    perfect |= {"w2": 0.1, "log_likelihood": 1.0}
+    worse = perfect | {"mode_weights": [0.53, 0.47], "w2_mode": [0.02, 0.04], "w2_mode_floor": 0.02, "truth": perfect}
+    found = {"wgan_gp_seed_0": run(worse), "wgan_gp_clip_seed_0": run(worse), "wgan_gp_clip_seed_1": run(worse)}
+    made = tables.tables(results(**found))
+    assert row(made["wgan_gp"], "goal")[1:7] == ["48% to 52%", "0.02", "12%", "98%", "", "1.5"]
+    assert row(made["wgan_gp"], "real samples")[1:7] == ["50.0%", "0.0000", "0.0%", "99.00%", "0.00%", "1.00"]
+    assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[6] == "2.00"
+    assert "clip" not in made["wgan_gp"] and "default" not in made["wgan_gp_variants"]
+    mean = row(made["wgan_gp_variants"], "clipping at 0.1: mean ± standard deviation, n = 2")
+    assert mean[1] == "53.0% ± 0.0%" and mean[6] == "2.00 ± 0.00"
+
+
+def test_the_models_are_those_of_reproduce():
+    assert list(tables.MODELS) == list(reproduce.MODELS)
+    parts = reproduce.table(reproduce.parse_args([]))
+    made = {name.removeprefix("wgan_gp_").partition("seed_")[0] for name in parts if name.startswith("wgan_gp_")}
+    assert made == set(tables.WGAN_GP)
 
 
 def test_classification():
@@ -263,9 +305,9 @@ def test_classification():
         "classifier": run({"accuracy": 0.93, "accuracy_low": 0.925, "accuracy_high": 0.935}),
     }
     text = tables.tables(results(**found))["classification"]
-    assert row(text, "vae_128")[1:4] == ["2", "41.00 ± 1.41", "39.00 to 41.00"]
-    gan = row(text, "vae_gan_128")
-    assert gan[2] == "43.00" and gan[-1] == "+3.00 (+2.00 to +4.00) to vae_128_seed_0, p = 0.001"
+    assert row(text, "VAE, 128 dimensions")[1:4] == ["2", "41.00 ± 1.41", "39.00 to 41.00"]
+    gan = row(text, "VAE-GAN, 128")
+    assert gan[2] == "43.00" and gan[-1] == "+3.00 (+2.00 to +4.00) to VAE, 128 dimensions, p = 0.001"
     assert row(text, "ceiling: trained with labels, 128 dimensions")[2:4] == ["75.00", "74.00 to 76.00"]
     assert row(text, "ceiling: trained with labels, 64 dimensions")[2] == "not measured"
     assert row(text, "baseline: raw pixels")[2] == "38.00"
@@ -274,12 +316,13 @@ def test_classification():
 
 
 def test_proofs():
-    gaps = {"affine": {"laplace | normal": {"gap": 0.5}}, "checks": {"lemma": True, "slip": False}}
-    gaps["free"] = {"laplace | normal": [{"floor": 0.5, "gap": 0.25}, {"floor": 0.1, "gap": 0.125}]}
+    gaps = {"affine": {"laplace | normal": {"gap": 0.5, "entropy": 1.25}}, "checks": {"lemma": True, "slip": False}}
+    free = [{"floor": 0.5, "gap": 0.25, "error": 1e-9}, {"floor": 0.1, "gap": 0.125, "error": 2e-9}]
+    gaps["free"] = {"laplace | normal": free}
     claim = {"claim A": {"gap": 1e-15}}
     text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
-    assert row(text, "laplace, prior normal")[1:] == ["0.50000000", "0.25", "0.125"]
-    assert row(text, "counterexample in 2-D, claim A")[1] == "1e-15"
+    assert row(text, "laplace, prior normal")[1:] == ["-1.250000", "0.5000000000", "0.25 (1e-09)", "0.125 (2e-09)"]
+    assert row(text, "counterexample in 2-D, claim A")[2] == "1e-15"
     assert "1 of 2 steps" in text
 
 
@@ -294,14 +337,13 @@ def test_a_refresh_is_what_the_results_give_and_touches_nothing_else(tmp_path):
         tables.refresh("<!-- table: nonsense -->\n<!-- end -->", made)
 
 
-def test_reports_tables_are_those_of_the_results():
-    """What stands between REPORT.md's markers is what results.json gives."""
-    if not (ROOT / "results" / "results.json").exists():
-        assert "<!-- table:" not in (ROOT / "REPORT.md").read_text()
-        return
+@pytest.mark.parametrize("page, shown", [("REPORT.md", set(PAGES) - {"summary"}), ("README.md", {"summary"})])
+def test_the_pages_tables_are_those_of_the_results(page, shown):
+    """What stands between the markers is what results.json gives, and every table stands somewhere."""
     made = tables.tables(json.loads((ROOT / "results" / "results.json").read_text()))
-    report = (ROOT / "REPORT.md").read_text()
-    assert tables.refresh(report, made) == report
+    text = (ROOT / page).read_text()
+    assert tables.refresh(text, made) == text
+    assert set(re.findall("<!-- table: (\\S+) -->", text)) == shown and set(made) == set(PAGES)
 
 
 def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes):
@@ -311,8 +353,19 @@ def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes):
     Path("results/results.json").write_text(json.dumps(old))
     main("--only", "a")
     assert list(json.loads(Path("results/results.json").read_text())["runs"]) == ["a", "z_seed_4"]
-    main("--only", "a", "--epochs", "3")
-    assert list(json.loads(Path("results/results.json").read_text())["runs"]) == ["a"]
+
+
+def test_results_made_with_other_settings_are_not_touched(fakes, capsys):
+    main("--only", "a")
+    before = Path("results/results.json").read_bytes()
+    Path("REPORT.md").write_text("<!-- table: wgan_gp -->\n?\n<!-- end -->\n")
+    main("--only", "b", "--epochs", "3")
+    assert Path("results/results.json").read_bytes() == before and "?" in Path("REPORT.md").read_text()
+    assert list(json.loads(Path("runs/reproduce/results.json").read_text())["runs"]) == ["a", "b"]
+    assert "made with --epochs 50 --precision fp32: these tables are in runs/reproduce" in capsys.readouterr().err
+    Path("results/results.json").unlink()
+    main("--only", "b", "--epochs", "3")
+    assert list(json.loads(Path("results/results.json").read_text())["runs"]) == ["a", "b"]
 
 
 def test_report_md_is_refreshed(fakes):
