@@ -11,9 +11,9 @@ on the CPU; without, one part runs after another. What a part prints is in runs/
 
 The end writes results/results.json (each finished run: command, seed, machine, versions, seconds, metrics), the tables
 made from it (results/tables.md, and in REPORT.md and README.md between `<!-- table: NAME -->` and `<!-- end -->`) and
-the figures. Runs that results.json has from another machine stay in it if their command is the same. Results that were made
-with another --epochs or --precision are not touched: the tables go to runs/reproduce then. --quick writes into runs/
-alone: runs/quick-NAME and runs/quick.
+the figures. Runs that results.json has from another machine stay in it if their command is the same. Results that were
+made with another --epochs or --precision are not touched: the tables go to runs/reproduce then. --quick writes into
+runs/ alone: runs/quick-NAME and runs/quick.
 """
 
 import contextlib

@@ -96,12 +96,14 @@ def tables(results):
     }
     runs_of = {name: run for each in seeds.values() for name, run in each.items()}
     what = "Built-in shapes, 2,000 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
-    numbers = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs_of.values()})) or "none"
-    made_by = "--quick " if settings["quick"] else ""
+    numbers = sorted({run["seed"] for run in runs_of.values()})
+    flags = ["--quick"] if settings["quick"] else []
+    flags += [f"--{key} {settings[key]}" for key in ("epochs", "precision")]
+    flags += [f"--seeds {numbers[-1] + 1}"] if numbers else []
+    spread = ", mean ± standard deviation where there are several" if len(numbers) > 1 else ""
     caption = (
-        f"{what}. `python reproduce.py {made_by}--epochs {settings['epochs']} --precision {settings['precision']}`: "
-        f"each VAE and VAE-GAN had {settings['epochs']} epochs; seeds: {numbers}, mean ± standard deviation where "
-        f"there are several. {origin(runs_of.values())}"
+        f"{what}. `python reproduce.py {' '.join(flags)}`: {settings['epochs']} epochs each, "
+        f"seed {', '.join(map(str, numbers)) or 'none so far'}{spread}. {origin(runs_of.values())}"
     )
     made = {
         "summary": summary(caption, found, seeds),
