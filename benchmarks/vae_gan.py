@@ -79,7 +79,7 @@ def measure(args):
     average = vae_gan.copy.deepcopy(model)
     players = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": discriminator}
     optimizers = {name: devices.adam(module.parameters(), 3e-4, device) for name, module in players.items()}
-    settings = SimpleNamespace(precision=precision, gamma=1e-3, capture=args.row.startswith("graph"))
+    settings = SimpleNamespace(precision=precision, gamma=1e-3, contrastive=0.0, capture=args.row.startswith("graph"))
     make = plain_step if args.row == "plain" else vae_gan.make_step
     update = make(model, average, discriminator, optimizers, images, settings)
 
