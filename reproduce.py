@@ -4,6 +4,7 @@
     python reproduce.py --quick                      # all of it small, on built-in data: shows that everything runs
     python reproduce.py --only wgan_gp --only probe  # parts whose names begin so
     python reproduce.py --only fid                   # fill in FIDs from the checkpoints, once the weights can be had
+    # with --only, give the --epochs, --seeds and --precision that the trainings had
 
 After Ctrl-C or a crash the same command goes on. A part is finished when runs/NAME/metrics.json is there, made with the
 same flags and not before what it needs. With GPUs each has a part of its own, and those that need none run beside them
@@ -167,7 +168,7 @@ def chosen(parts, only):
     for prefix in only or ():
         if not any(name.startswith(prefix) for name in parts):
             raise runs.UserError(f"--only {prefix} fits no part: the parts are {', '.join(parts)}")
-    return {name for name in parts if not only or name in only or name.startswith(tuple(only))}
+    return {name for name in parts if not only or name.startswith(tuple(only))}
 
 
 # --- what is finished ---------------------------------------------------------------------------------------------
@@ -376,7 +377,7 @@ def write_results(parts, args):
             runs.write_bytes(page, new.encode())
     for name, part in parts.items():
         one = "_seed_" not in name or name.endswith("_seed_0")
-        pictures = (runs.ROOT / part.folder).glob("*.*") if one and name in results["runs"] else ()
+        pictures = (runs.ROOT / part.folder).glob("*.*") if one and name in done else ()
         for picture in pictures:
             if picture.suffix in (".png", ".gif") and not picture.name.startswith("density_"):
                 runs.write_bytes(public / part.folder / picture.name, picture.read_bytes())

@@ -19,8 +19,9 @@ x_p = Dec(z_p) a sample, Dis(x) the probability that x is real, as a logit, Dis_
 
 The routing, which is the paper's and which ports often lose (the tests check each line):
     encoder        <- KL(q(z|x) || p(z)) - log p(Dis_l(x)|z)         nothing from the GAN
-    decoder        <- gamma * -log p(Dis_l(x)|z) - L_GAN             nothing from the KL
+    decoder        <- gamma * -log p(Dis_l(x)|z) + L_GAN             nothing from the KL
     discriminator  <- -L_GAN                                         nothing from the likelihood
+These are losses to descend; L_GAN is what the discriminator gains (its sign in Algorithm 1 is the other way round).
 
 Deviations from the paper, chosen by the Frechet distances of reconstructions / samples / ex-post samples to 5,000
 held-out training images, after one epoch of the other 45,000 (--holdout 5000 --epochs 1 --precision bf16, seed 0, 2,000
@@ -185,7 +186,7 @@ def make_step(vae, average, discriminator, optimizers, images, args):
             for parameter, gradient in zip(parameters[name], each, strict=True):
                 parameter.grad = gradient
         optimizers["encoder"].step()  # theta_Enc <- - grad (L_prior + L_llike)
-        optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike - L_GAN)
+        optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike + L_GAN)
         optimizers["discriminator"].step()  # theta_Dis <- - grad -L_GAN
         devices.average_weights(average, vae, keep)
         return torch.cat((torch.stack(norms), numbers))

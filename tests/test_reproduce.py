@@ -149,6 +149,20 @@ def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes):
     assert "--resume" in fakes()[-1] and Path("runs/a/metrics.json").exists()
 
 
+@pytest.mark.parametrize("made, same", [({"one_sided": False}, True), ({"one_sided": True}, False), ({}, False)])
+def test_a_switch_agrees_only_with_its_own_value(made, same):
+    assert reproduce.agree(("--no-one-sided",), made) is same
+
+
+def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
+    main()
+    Path("runs/c/c.png").write_text("of another training")
+    Path("runs/c/args.json").write_text(json.dumps({"script": str(Path("fake.py").resolve()), "size": 4.0}))
+    Path("runs/a/a.png").write_text("of this one")
+    main("--only", "a")
+    assert Path("results/a/a.png").exists() and not Path("results/c/c.png").exists()
+
+
 def test_gpus_take_a_part_each(fakes, monkeypatch):
     monkeypatch.setattr(reproduce, "slots", lambda device: {"0": False, "1": False, "": True})
     main()
@@ -232,7 +246,7 @@ def test_mean_and_spread_and_what_was_not_measured():
     made = tables.tables(results(vae_128_seed_0=vae(6.0), vae_128_seed_1=vae(6.2), vae_128_seed_2=vae(6.4)))
     assert row(made["models"], "VAE, 128 dimensions")[1:4] == ["3", "1.0 ± 0.0", "6.200 ± 0.200"]
     assert row(made["models"], "VAE, 64")[1:4] == ["0", "not measured", "not measured"]
-    assert "--epochs 50 --precision fp32" in made["models"] and "an abacus" in made["models"]
+    assert "--epochs 50 --precision fp32 --seeds 1`" in made["models"] and "an abacus" in made["models"]
 
 
 def test_distances_stand_under_their_own_name():
@@ -265,6 +279,8 @@ def test_summary():
     assert row(text, "VAE, 64")[4:] == ["7.0", no, no, "90.0", no, no, "40.00"]
     assert row(text, "as many training images")[4:] == ["1.0"] * 3 + ["5.0"] * 3 + [""]
     assert "Inception FID: not measured" not in text
+    found["vae_64_seed_1"] = vae(6.0)
+    assert row(tables.tables(results(**found))["summary"], "VAE, 64")[-1] == "40.00 (n = 1)"
     widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
 
@@ -319,10 +335,10 @@ def test_proofs():
     gaps = {"affine": {"laplace | normal": {"gap": 0.5, "entropy": 1.25}}, "checks": {"lemma": True, "slip": False}}
     free = [{"floor": 0.5, "gap": 0.25, "error": 1e-9}, {"floor": 0.1, "gap": 0.125, "error": 2e-9}]
     gaps["free"] = {"laplace | normal": free}
-    claim = {"claim A": {"gap": 1e-15}}
+    claim = {"claim A": {"gap": 1e-15, "error": 1e-9, "entropy": 2.0}}
     text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
     assert row(text, "laplace, prior normal")[1:] == ["-1.250000", "0.5000000000", "0.25 (1e-09)", "0.125 (2e-09)"]
-    assert row(text, "counterexample in 2-D, claim A")[2] == "1e-15"
+    assert row(text, "counterexample in 2-D, claim A")[1:3] == ["-2.000000", "1e-15 (1e-09)"]
     assert "1 of 2 steps" in text
 
 
