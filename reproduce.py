@@ -50,7 +50,7 @@ MODELS = {
 
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few thousand built-in images; the numbers mean nothing")
+    parser.add_argument("--quick", action="store_true", help="a few hundred built-in images; the numbers mean nothing")
     parser.add_argument("--only", action="append", metavar="NAME", help="only parts whose names begin so; repeatable")
     parser.add_argument("--epochs", type=runs.number(int, 1), help="of each VAE and VAE-GAN; default: 50, --quick 1")
     parser.add_argument("--seeds", type=runs.number(int, 1), help="of each VAE and VAE-GAN; default: 3, --quick 1")
@@ -97,7 +97,7 @@ def table(args):
     parts, quick = {}, args.quick
     scale = 0.04 if quick else 1  # of 50,000 images
     data = ["--data-dir", args.data_dir] + (["--device", args.device] if args.device != "auto" else [])
-    small = ["--data", "shapes", "--limit", "2000", "--holdout", "500"] if quick else []
+    small = ["--data", "shapes", "--limit", "800", "--holdout", "200"] if quick else []
     precision = ["--precision", args.precision]
 
     def folder(name):
@@ -147,7 +147,7 @@ def table(args):
             add(f"{model}_seed_{seed}", script, minutes * args.epochs * scale, *words, resumes=True)
         for model, (script, *_) in MODELS.items():
             name = f"{model}_seed_{seed}"
-            n = ["--eval-only", "--fid", "500" if quick else "10000", *data]
+            n = ["--eval-only", "--fid", "200" if quick else "10000", *data]
             features = ["--features", str(runs.ROOT / folder("classifier") / "features.pt2")]
             partner = f"{model.replace('_gan', '')}_seed_{seed}"
             beside = ["--compare", str(runs.ROOT / folder(partner))] if partner != name else []

@@ -95,7 +95,7 @@ def tables(results):
         for model in MODELS
     }
     runs_of = {name: run for each in seeds.values() for name, run in each.items()}
-    what = "Built-in shapes, 2,000 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
+    what = "Built-in shapes, 800 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
     numbers = sorted({run["seed"] for run in runs_of.values()})
     flags = ["--quick"] if settings["quick"] else []
     flags += [f"--{key} {settings[key]}" for key in ("epochs", "precision")]
