@@ -194,7 +194,7 @@ def agree(words, made):
         elif flags:
             values.append(word)
     for key in flags.keys() - FREE:
-        switch = not (key in made or key.removeprefix("no_") == key)  # --no-KEY
+        switch = key.startswith("no_") and key not in made  # --no-KEY
         wanted, key = (["False"], key.removeprefix("no_")) if switch else (flags[key] or ["True"], key)
         saved = made[key] if isinstance(made.get(key), list) else [made.get(key)]
         if [plain(v) for v in wanted] != [plain(v) for v in saved]:
