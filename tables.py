@@ -48,7 +48,8 @@ def read(path):
 
 
 def collect(parts, done, records, settings, old):
-    """-> what results.json holds: {"settings", "runs": {name: command, seed, machine, versions, seconds, metrics}}.
+    """-> results.json's content: {"settings", "runs": {name: command, seed, epochs, machine, versions, seconds,
+    metrics}}.
 
     parts: reproduce.table's; done: names of the finished ones; records: folder of what reproduce.py noted down of each;
     old: the results.json that is there, whose runs stay if settings and command are the same.
@@ -64,6 +65,7 @@ def collect(parts, done, records, settings, old):
         kept[name] = {
             "command": part.command,
             "seed": int(part.words[part.words.index("--seed") + 1]) if "--seed" in part.words else None,
+            "epochs": made.get("epochs"),
             "machine": made.get("machine"),
             "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
             "seconds": metrics.get("seconds", record.get("seconds")),
@@ -251,7 +253,9 @@ def classification(caption, found, seeds):
         low, high = 100 * resnet["accuracy_low"], 100 * resnet["accuracy_high"]
         cells = [1, f"{100 * resnet['accuracy']:.2f}", f"{low:.2f} to {high:.2f}"]
     rows.append(["classifier.py's ResNet, end to end", *cells, "", "", ""])
-    caption += " The networks trained with labels had 10 epochs."
+    labelled = {run.get("epochs") for name, run in found.items() if name.startswith(("supervised_", "classifier"))}
+    if labelled := " or ".join(str(n) for n in sorted(labelled - {None})):
+        caption += f" The networks trained with labels had {labelled} epochs."
     return markdown(caption, head, rows)
 
 

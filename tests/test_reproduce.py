@@ -249,6 +249,14 @@ def test_mean_and_spread_and_what_was_not_measured():
     assert "--epochs 50 --precision fp32 --seeds 1`" in made["models"] and "an abacus" in made["models"]
 
 
+def test_how_long_the_networks_with_labels_trained_is_read_from_their_runs():
+    shown = {"interval": [60.0, 70.0], "accuracy": 65.0}
+    labelled = run({"rows": {"supervised": shown}})
+    made = [tables.tables(results(supervised_128=labelled | more))["classification"] for more in ({}, {"epochs": 3})]
+    assert ["networks trained with labels had" in text for text in made] == [False, True]
+    assert "networks trained with labels had 3 epochs." in made[1]
+
+
 def test_distances_stand_under_their_own_name():
     fid = {"fid_reconstruction": 100.0, "fid_generation": 150.0, "fid_floor": 3.0, "fid_images": 10000}
     ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
