@@ -92,17 +92,17 @@ def untracked(module):
             norm.track_running_stats = True
 
 
-def term(encoder, x, mu, u):
+def term(encoder, x, mu, u, dims=0, temperature=0.2, strength=1.0):
     """NT-Xent between mu (B, Z) = encoder(x)[0] and that of the views of x which u (B, NUMBERS) says -> (B,) in nats.
 
     Of the first half of their dimensions.
     Views and similarities are computed in float32 also where the encoder runs under autocast.
     """
-    half = (mu.shape[1] + 1) // 2
+    half = dims or (mu.shape[1] + 1) // 2
     float32 = torch.autocast(x.device.type, enabled=False)
     with float32:
-        view = augment(x, u)
+        view = augment(x, u, strength)
     with untracked(encoder):
         mu_view, _ = encoder(view)
     with float32:
-        return nt_xent(mu[:, :half], mu_view[:, :half])
+        return nt_xent(mu[:, :half], mu_view[:, :half], temperature)
