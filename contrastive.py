@@ -62,7 +62,7 @@ def augment(x, u, strength=1.0):
     return ((1 + 0.4 * brightness) * (contrast * (matrix @ pixels) + (1 - contrast) * mean)).clamp(0, 1).view_as(x)
 
 
-def nt_xent(a, b, temperature=0.2):
+def nt_xent(a, b, temperature=0.1):
     """-log of the softmax probability of an image's other view among all other views.  Chen et al. 2020, eq. 1.
 
     Similarity is the cosine over the temperature. Each image's value is the mean over its two views.
@@ -92,17 +92,17 @@ def untracked(module):
             norm.track_running_stats = True
 
 
-def term(encoder, x, mu, u, dims=0, temperature=0.2, strength=1.0):
+def term(encoder, x, mu, u):
     """NT-Xent between mu (B, Z) = encoder(x)[0] and that of the views of x which u (B, NUMBERS) says -> (B,) in nats.
 
     Of the first half of their dimensions.
     Views and similarities are computed in float32 also where the encoder runs under autocast.
     """
-    half = dims or (mu.shape[1] + 1) // 2
+    half = (mu.shape[1] + 1) // 2
     float32 = torch.autocast(x.device.type, enabled=False)
     with float32:
-        view = augment(x, u, strength)
+        view = augment(x, u)
     with untracked(encoder):
         mu_view, _ = encoder(view)
     with float32:
-        return nt_xent(mu[:, :half], mu_view[:, :half], temperature)
+        return nt_xent(mu[:, :half], mu_view[:, :half])

@@ -36,7 +36,7 @@ from tables import MISSING, collect, of_classifier, read, refresh, tables
 
 HERE = Path(__file__).resolve().parent
 FREE = {"name", "device", "data_dir", "fid", "features", "eval_only", "compare", "json"}  # no part of a run's identity
-WEIGHT = "500"  # of the contrastive term
+WEIGHT = "300"  # of the contrastive term
 # name: script, latent dimensions, more flags, whom the probe compares it with, minutes an epoch on two CPU cores
 MODELS = {
     "vae_128": ("vae.py", 128, [], None, 2),

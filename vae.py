@@ -5,7 +5,7 @@ Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Ry
     python vae.py --epochs 50                        # CIFAR-10 in data/ or downloaded there; CUDA where there is one
     python vae.py --data shapes --limit 10000 --epochs 4             # built-in data, minutes on a CPU
     torchrun --nproc-per-node=2 vae.py --epochs 50   # same global batch on two GPUs (or CPU processes)
-    python vae.py --epochs 50 --contrastive 500      # codes that tell a linear classifier more
+    python vae.py --epochs 50 --contrastive 300      # codes that tell a linear classifier more
     python vae.py --name vae --resume                # go on after Ctrl-C or a crash; --eval-only measures again
     python vae.py --name vae --sample 10000 --prior expost           # PNG files in runs/vae/samples-expost/
 
@@ -75,11 +75,6 @@ def add_flags(parser):
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
     weight = runs.number(float, 0)
     parser.add_argument("--contrastive", type=weight, default=0.0, help="weight of contrastive.py's term; 0: without")
-    parser.add_argument("--contrastive-until", type=runs.number(float, 0, 1), default=1.0, help="part of the training")
-    parser.add_argument("--contrastive-schedule", choices=["constant", "cosine", "rise", "step"], default="constant")
-    parser.add_argument("--contrastive-dims", type=runs.number(int, 0), default=0, help="0: half")
-    parser.add_argument("--temperature", type=runs.number(float, above=0), default=0.2)
-    parser.add_argument("--strength", type=runs.number(float, 0, 1), default=1.0)
     # optimisation
     parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
     parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
@@ -277,14 +272,14 @@ def make_step(vae, average, optimizer, images, args):
     """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
     parameters = list(vae.parameters())
 
-    def step(index, flip, eps, keep, weight, *views):  # views: contrastive.draw's numbers, or none
+    def step(index, flip, eps, keep, *views):  # views: contrastive.draw's numbers, or none
         optimizer.zero_grad(set_to_none=True)
         x = data.batch(images, index, flip)
         with devices.autocast(images.device, args.precision):
             codes = vae.encoder(x)
             nll, kl, mse = elbo_terms(vae, x, eps, codes)
-            contrast = [contrastive.term(vae.encoder, x, codes[0], u, args.contrastive_dims, args.temperature, args.strength).mean() for u in views]
-        loss = sum((weight * value for value in contrast), (nll + args.beta * kl).mean())
+            contrast = [contrastive.term(vae.encoder, x, codes[0], u).mean() for u in views]
+        loss = sum((args.contrastive * value for value in contrast), (nll + args.beta * kl).mean())
         loss.backward()
         runs.average_gradients(parameters)
         optimizer.step()
@@ -337,12 +332,8 @@ def train(args, run, device, images, test):
             lr = devices.learning_rate(step, total, args.lr, args.schedule)
             devices.set_lr(optimizer, lr)
             keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
-            t = step / total / args.contrastive_until
-            shape = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * min(t, 1)), "rise": min(t, 1), "step": 1.0}
-            weight = args.contrastive * shape[args.contrastive_schedule] * (t < 1 or args.contrastive_schedule == "rise")
-            views = [contrastive.draw(args.batch_size, device, args.seed, step)] if weight else []
-            got = update(*map(runs.shard, (index, flip, eps)), keep, weight, *map(runs.shard, views))
-            recent[: len(got)] += got
+            views = [contrastive.draw(args.batch_size, device, args.seed, step)] if args.contrastive else []
+            recent += update(*map(runs.shard, (index, flip, eps)), keep, *map(runs.shard, views))
             done = step + 1
             bar.update()
             if done % args.log_every == 0:  # the only time that the host waits for the device

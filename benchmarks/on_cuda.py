@@ -70,9 +70,9 @@ FLAGS = {
     "vae_gan": ("vae_gan.py", "--gamma", "--feature-layer"),
     "contrastive": ("vae.py", "--contrastive"),
 }
-TUNE = """vae 5e-4 constant, vae 1e-3 cosine, vae_gan 1e-2 conv2, contrastive 500, contrastive 0, vae 1e-3 constant,
- vae 5e-4 cosine, vae_gan 3e-2 conv2, vae_gan 1e-2 conv1, contrastive 1000, vae_gan 3e-3 conv2, vae_gan 1e-2 fc,
- contrastive 200, vae 2e-3 cosine, vae_gan 1e-1 conv2, contrastive 2000, vae 2.5e-4 constant, vae 2.5e-4 cosine,
+TUNE = """vae 5e-4 constant, vae 1e-3 cosine, vae_gan 1e-2 conv2, contrastive 300, contrastive 0, vae 1e-3 constant,
+ vae 5e-4 cosine, vae_gan 3e-2 conv2, vae_gan 1e-2 conv1, contrastive 600, vae_gan 3e-3 conv2, vae_gan 1e-2 fc,
+ contrastive 150, vae 2e-3 cosine, vae_gan 1e-1 conv2, contrastive 1200, vae 2.5e-4 constant, vae 2.5e-4 cosine,
  vae 2e-3 constant"""
 SHOWN = ("elbo_nats", "kl", "mse", "sharpness_reconstruction", "sharpness_generation", "fd_reconstruction")
 SHOWN += ("fd_generation", "fd_generation_expost", "probe_mu")
