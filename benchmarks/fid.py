@@ -142,7 +142,8 @@ def end_to_end(args, folders, weights, scratch):
     hub = scratch / "hub" / "checkpoints"  # pytorch-fid has no flag for weights: it looks here
     hub.mkdir(parents=True)
     (hub / extractors.WEIGHTS).symlink_to(Path(weights).resolve())
-    env = os.environ | {"TORCH_HOME": str(scratch), "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # pytorch-fid may be there
+    env = os.environ | {"TORCH_HOME": str(scratch), "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     paths = [*map(str, folders), "--device", args.device]
     fast = ["--fast", args.fast] if args.fast else []
     ours = [sys.executable, str(ROOT / "fid.py"), *paths, "--weights", str(weights), "--json", *fast]
