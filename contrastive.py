@@ -69,7 +69,7 @@ def nt_xent(a, b, temperature=0.1):
 
     a, b: (B, Z) -> (B,) in nats, from 0 to about 2 / temperature + log(2B - 1); collapsed codes give log(2B - 1)
     """
-    z = F.normalize(torch.cat([a, b]).float(), dim=1)  # (2B, Z)
+    z = F.normalize(torch.cat([a, b]), dim=1)  # (2B, Z)
     similarity = z @ z.T / temperature
     similarity.fill_diagonal_(-math.inf)
     other = torch.arange(len(z), device=z.device).roll(len(a))
@@ -96,13 +96,13 @@ def term(encoder, x, mu, u):
     """NT-Xent between mu (B, Z) = encoder(x)[0] and that of the views of x which u (B, NUMBERS) says -> (B,) in nats.
 
     Of the first half of their dimensions.
-    Views and similarities are computed in float32 also where the encoder runs under autocast.
+    Views and similarities are computed in the precision of x also where the encoder runs under autocast.
     """
     half = (mu.shape[1] + 1) // 2
-    float32 = torch.autocast(x.device.type, enabled=False)
-    with float32:
+    full = torch.autocast(x.device.type, enabled=False)
+    with full:
         view = augment(x, u)
     with untracked(encoder):
         mu_view, _ = encoder(view)
-    with float32:
-        return nt_xent(mu[:, :half], mu_view[:, :half])
+    with full:
+        return nt_xent(mu[:, :half].to(x.dtype), mu_view[:, :half].to(x.dtype))

@@ -127,9 +127,9 @@ def test_nt_xent_is_the_papers_sum_term_by_term():
         return -math.log(similar[j] / (sum(similar) - similar[i]))
 
     want = [(pair(i, i + 5) + pair(i + 5, i)) / 2 for i in range(5)]
-    torch.testing.assert_close(contrastive.nt_xent(a, b, 0.3), torch.tensor(want))
-    torch.testing.assert_close(contrastive.nt_xent(b, a, 0.3), torch.tensor(want))
-    torch.testing.assert_close(contrastive.nt_xent(3 * a, 7 * b, 0.3), torch.tensor(want))
+    torch.testing.assert_close(contrastive.nt_xent(a, b, 0.3), torch.tensor(want, dtype=torch.float64))
+    torch.testing.assert_close(contrastive.nt_xent(b, a, 0.3), torch.tensor(want, dtype=torch.float64))
+    torch.testing.assert_close(contrastive.nt_xent(3 * a, 7 * b, 0.3), torch.tensor(want, dtype=torch.float64))
 
 
 def test_views_do_not_move_the_running_statistics():
