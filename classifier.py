@@ -29,9 +29,7 @@ from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
-import data
-import devices
-import runs
+from common import data, devices, pictures, runs
 
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
 
@@ -188,7 +186,7 @@ def main(argv=None):
     net, spent = train(args, run, net, images, labels, test, test_labels)
     metrics = {**evaluate(net, test, test_labels), "parameters": sum(p.numel() for p in net.parameters()), **spent}
     runs.write_json(run / "metrics.json", metrics)
-    runs.plot_curves(run.read_log(), run / "curves.png", {"accuracy": "accuracy", "cross_entropy": "nats per image"})
+    pictures.plot_curves(run.read_log(), run / "curves.png", {"accuracy": "accuracy", "cross_entropy": "nats per image"})
     export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics, ["curves.png"])

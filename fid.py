@@ -41,16 +41,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from PIL import Image
 from scipy.linalg import lapack
 from tqdm import tqdm
 
-import data
-import devices
-import runs
-from extractors import WEIGHTS, first_line, load_extractor, note, precision, wanted_extractor  # noqa: F401
-from runs import UserError
+from common import data, devices, ranks, runs
+from common.inception import WEIGHTS, first_line, load_extractor, note, precision, wanted_extractor  # noqa: F401
+from common.runs import UserError
 
 SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}  # pytorch-fid's
 CHECKED = 1000  # images a side on which --fast is compared with float32
@@ -91,11 +88,11 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
         if images.ndim != 4 or images.shape[1] != 3 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 (N, 3, H, W), not {images.dtype} {tuple(images.shape)}")
         total = len(images)
-        images = runs.shard(images).split(batch_size or default_batch(extractor.device)) if total else ()
+        images = ranks.shard(images)[0].split(batch_size or default_batch(extractor.device)) if total else ()
     where = torch.device("cpu") if extractor.device.type == "mps" else extractor.device  # MPS has no float64
     n, shift, kept, problem = 0, torch.zeros(1), [], None
     sums = outer = torch.zeros(1, 1)
-    bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not runs.is_main())
+    bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not ranks.is_main())
     try:
         with bar, precision(extractor.fast):
             for groups in images:
@@ -108,15 +105,12 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
                 sums += x.sum(0)
                 outer.addmm_(x.T, x)
                 n += len(x)
-                bar.update(len(x) * runs.world_size())
+                bar.update(len(x) * ranks.world_size())
                 if keep is not None:
                     kept.append(features.cpu())
     except UserError as error:  # to be told to the other ranks, which would wait for this one
         problem = str(error)
-    parts = [(problem, n, shift.cpu(), sums.cpu(), outer.cpu(), kept)]
-    if runs.world_size() > 1:
-        parts *= runs.world_size()
-        dist.all_gather_object(parts, parts[0])
+    parts = ranks.gather((problem, n, shift.cpu(), sums.cpu(), outer.cpu(), kept))
     problem = next((part[0] for part in parts if part[0]), None)
     if problem is None and sum(part[1] for part in parts) < 2:
         problem = f"{progress or 'the set'} has fewer than 2 images: a covariance takes at least 2"
@@ -154,7 +148,7 @@ def cached_statistics(images, extractor, folder, label, batch_size=None, progres
         mu, sigma, n, _ = read_stats(path)
     except UserError:  # not there yet, or damaged
         mu, sigma, n = statistics(images, extractor, batch_size, progress)
-        if runs.is_main():
+        if ranks.is_main():
             write_stats(path, mu, sigma, n, extractor.recipe)
     return mu, sigma, n
 
@@ -207,26 +201,21 @@ def square_root(sigma):
     return factor
 
 
-def model_distances(reconstruct, generate, images, test, args, extractor):
-    """For metrics.json: distances of a model's images to the test images -> {"fid_reconstruction": ..., ...}, "fd_..."
-    with other features than the official Inception's. All images are uint8 (N, 3, H, W).
+def model_distances(sets, test, extractor, folder, label):
+    """Distances of a model's images to the test images, for metrics.json -> {"fid_NAME": distance, ...} for each set.
 
-    reconstruct: images -> images; generate: n, "normal" or "expost" -> n samples; images, test: the data set's. "floor"
-    is the distance of as many training images: what a perfect model would get. args: fid, data, data_dir, holdout.
+    The keys begin with "fd_" for other features than the official Inception's. Also "fid_images", how many images a
+    set has, and "fid_features", the extractor's name.
+
+    sets: {name: uint8 images (n, 3, H, W)}, of as many each; test: uint8 images, whose statistics are cached in
+    `folder` under `label`.
     """
-    n = min(10_000 if args.fid == "auto" else args.fid, len(test), len(images))
-    sets = {
-        "reconstruction": lambda: reconstruct(test[:n]),
-        "generation": lambda: generate(n, "normal"),
-        "generation_expost": lambda: generate(n, "expost"),
-        "floor": lambda: images[:n],
-    }
-    label = f"{Path(args.data).name}-{'held-out' if args.holdout else 'test'}"
-    real = cached_statistics(test, extractor, args.data_dir, label, progress="test images")
-    found = {f"{extractor.key}_images": n, f"{extractor.key}_features": extractor.name}
-    for name, make in sets.items():
-        mu, sigma, _ = statistics(make(), extractor, progress=name)
-        found[f"{extractor.key}_{name}"] = frechet_distance(mu, sigma, *real[:2])
+    key = extractor.key
+    real = cached_statistics(test, extractor, folder, label, progress="test images")
+    found = {f"{key}_images": len(next(iter(sets.values()))), f"{key}_features": extractor.name}
+    for name, images in sets.items():
+        mu, sigma, _ = statistics(images, extractor, progress=name)
+        found[f"{key}_{name}"] = frechet_distance(mu, sigma, *real[:2])
     return found
 
 
@@ -333,12 +322,12 @@ def measure(text, side, extractor, args, keep=None, limit=None):
         return mu, sigma, n
     batch_size = args.batch_size or default_batch(extractor.device)
     if kind == "set":
-        images, _ = runs.main_first(lambda: data.load(value[0], args.data_dir, value[1], extractor.device))
+        images, _ = ranks.main_first(lambda: data.load(value[0], args.data_dir, value[1], extractor.device))
         if keep is None and limit is None:
             return cached_statistics(images, extractor, args.data_dir, "-".join(value), batch_size, text)
         return statistics(images[:limit], extractor, batch_size, text, keep=keep)
     files, modes = value[:limit], Counter()
-    batches = read_images(files[runs.rank() :: runs.world_size()], batch_size, modes)
+    batches = read_images(files[ranks.rank() :: ranks.world_size()], batch_size, modes)
     result = statistics(batches, extractor, progress=text, total=len(files), keep=keep)
     other = ", ".join(f"{count} of mode {mode}" for mode, count in sorted(modes.items()) if mode != "RGB")
     if other and not limit:
@@ -389,7 +378,7 @@ def main(argv=None):
         extractor = load_extractor(args.weights, args.features, device, args.fast)
     if args.save_stats:
         mu, sigma, n = measure(args.first, sides[0], extractor, args)
-        if runs.is_main():
+        if ranks.is_main():
             write_stats(args.second, mu, sigma, n, extractor.recipe)
             print(f"{args.second}: statistics of {n} images of {args.first}, {extractor.recipe}")
         return
@@ -399,7 +388,7 @@ def main(argv=None):
         fast, exact = (compare(texts, sides, e, args, CHECKED)[e.key] for e in (extractor, reference))
         result |= {"checked": CHECKED, "checked_fast": fast, "checked_reference": exact}
         note(f"over the first {CHECKED} images of each side --fast {args.fast} gives {fast:.4f}, float32 {exact:.4f}")
-    if runs.is_main():
+    if ranks.is_main():
         counts = " against ".join(f"{t} ({n or 'unknown'} images)" for t, n in zip(texts, result["n"], strict=True))
         kid = f", KID {result['kid']:.6f} +- {result['kid_stderr']:.6f}" if args.kid else ""
         line = f"{extractor.name}: {max(result[extractor.key], 0.0):.4f}{kid}; {counts}"

@@ -32,11 +32,9 @@ from scipy.stats import binomtest
 from torch import nn
 from tqdm import tqdm
 
-import data
-import devices
-import runs
 import sampling
 import vae
+from common import data, devices, pictures, runs, shapes
 
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -243,7 +241,7 @@ def baselines(images, labels, test, test_labels, latent_dim, classes, seed):
 
 
 def class_names(data_name, classes):
-    names = {"cifar10": CIFAR10, "shapes": data.SHAPES}.get(data_name, ())
+    names = {"cifar10": CIFAR10, "shapes": shapes.CLASSES}.get(data_name, ())
     return [*names, *map(str, range(len(names), classes))]
 
 
@@ -259,7 +257,7 @@ def plot_confusion(predicted, labels, names, path):
     ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
     ax.set_yticks(range(len(names)), names)
     ax.set(xlabel="predicted", ylabel="true", title="per cent of the true class")
-    runs.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 def discriminants(x, y, classes):
@@ -288,7 +286,7 @@ def plot_latents(train, labels, test, test_labels, names, path, n=3000):
             ax.scatter(*points, s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name)
         ax.set(title=f"mu of test images, {title}", xticks=[], yticks=[])
     panels[1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    runs.save_figure(figure, path)
+    pictures.save_figure(figure, path)
 
 
 # --- the ceiling --------------------------------------------------------------------------------------------------

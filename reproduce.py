@@ -30,9 +30,8 @@ from pathlib import Path
 
 import torch
 
-import extractors
-import runs
-from tables import MISSING, collect, of_classifier, read, refresh, tables
+from common import inception, runs
+from common.tables import MISSING, collect, of_classifier, read, refresh, tables
 
 HERE = Path(__file__).resolve().parent
 FREE = {"name", "device", "data_dir", "fid", "features", "eval_only", "compare", "json"}  # no part of a run's identity
@@ -391,7 +390,7 @@ def main(argv=None):
     todo = names & open_parts
     if any(parts[name].kind == "fid" for name in todo):
         try:
-            extractors.find_weights()
+            inception.find_weights()
         except runs.UserError as error:
             if args.only and all(parts[name].kind == "fid" for name in todo):
                 raise

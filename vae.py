@@ -14,86 +14,38 @@ Measured with OMP_NUM_THREADS=1 python vae.py --epochs 6 (CIFAR-10, seed 0), on 
 (AMD EPYC, float32, torch 2.13.0+cpu, 2026-11-23). FID, CUDA and 50 epochs: not measured.
 
 Symbols: x image, z latent, mu and logvar mean and log-variance of q(z|x), x_hat = decoder(z) mean of p(x|z), sigma2 the
-decoder's variance. ELBO = E_q[log p(x|z)] - beta KL(q(z|x) || p(z)), in nats per image, summed over pixels and latents.
-
-How the assignment's table is read: padding 1 at stride 2 (32 -> 16 -> 8 pixels and back); 'same' zero padding for the
-last 4x4 convolution, one before and two after; the encoder's last layer "FC 128" is two heads, mean and log-variance;
-the table says 128 latent dimensions, the classification task 64: --latent-dim sets it.
-
-Choices, and deviations from the papers
-- p(x|z) = N(x_hat, sigma2 I) with each batch's one best sigma2 (sigma-VAE): with sigma2 = 1 the 3072 squared errors
-  would hardly count against the KL. Adam with batches of 128 (Kingma & Welling: Adagrad, 100).
-- Bits per dimension are those of dequantised images; training sees the undisturbed ones.
-- Chosen by the ELBO (trained and averaged weights, nats) on 5,000 held-out training images after two epochs
-  (--holdout 5000 --epochs 2 --precision bf16, seed 0). Cosine schedule: 2555 and 2546 at a rate of 2e-3, 2644 and 2637
-  at 1e-3, 2677 and 2672 at 5e-4. Constant: 2660 and 2753 at 1e-3, 2635 and 2822 at 5e-4, 2657 and 2801 at 2.5e-4. So:
-  constant, 5e-4, averaged. Batches of 64 (2706 and 2841) gain less than twice the steps cost. A longer training may
-  want another schedule.
+decoder's variance. ELBO = E_q[log p(x|z)] - beta KL(q(z|x) || p(z)), in nats an image, over all pixels and latents.
+Deviations: the encoder's "FC 128" is two heads, mu and logvar; padding 1 at stride 2, 'same' zero padding for the last
+convolution; one variance, each batch's best (Rybkin et al.); Adam, batches of 128 (Kingma & Welling: Adagrad, 100);
+what is measured are averaged weights. REPORT.md's appendix says how rate, schedule and average were chosen.
 """
 
-import argparse
 import copy
 import math
-import time
 from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-import contrastive
-import data
-import devices
 import fid
-import runs
-import sampling
+from common import contrastive, data, devices, ranks, runs, script
+from common.loop import Loop
+from common.runs import UserError, number
 
-REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
-FREE = ("prior", "epochs", "data_dir", "save_every", "fid", "features")  # but these may change
 CURVES = {"bits_per_dim": "-ELBO, bits per dimension", "kl": "KL, nats per image", "mse": "squared error per pixel"}
+SEEN = 1000  # test images that are measured at each checkpoint; nothing is chosen by them
 
 
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
-    runs.add_run_flags(parser, name="vae")
-    add_flags(parser)
-    sigma = runs.number(float, 1e-4, 1e4, words=("auto",))
-    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
-    parser.add_argument("--beta", type=runs.number(float, 0), default=1.0, help="weight of the KL term")
-    return runs.parse(parser, argv, reuse=REUSE, may_differ=FREE)
-
-
-def add_flags(parser):
-    """The flags that vae_gan.py has, too."""
-    parser.add_argument("--eval-only", action="store_true", help="measure and draw again from the checkpoint")
-    parser.add_argument(
-        "--sample", type=runs.number(int, 1), help="write SAMPLE images from the checkpoint, do no more"
-    )
-    parser.add_argument("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
-    data.add_flags(parser)
-    # model
-    parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of z")
-    weight = runs.number(float, 0)
+    script.add_flags(parser, name="vae", batch_size=128, lr=5e-4)
+    parser.add_argument("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
+    weight = number(float, 0)
     parser.add_argument("--contrastive", type=weight, default=0.0, help="weight of contrastive.py's term; 0: without")
-    # optimisation
-    parser.add_argument("--epochs", type=runs.number(int, 1), default=50, help="passes over the training images")
-    parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step, over all ranks")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=5e-4, help="Adam's peak learning rate")
-    parser.add_argument("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
-    parser.add_argument("--ema", type=runs.number(float, 0, 1), default=0.999, help="decay of the averaged weights")
-    parser.add_argument(
-        "--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of convolutions, matmuls"
-    )
-    parser.add_argument(
-        "--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step"
-    )
-    # evaluation
-    count = runs.number(int, 2, words=("auto", "off"))
-    parser.add_argument("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
-    parser.add_argument("--features", help="a torch.export program for the distances, in place of Inception")
-    # run
-    parser.add_argument("--save-every", type=runs.number(int, 1), default=1, help="epochs between checkpoints")
-    parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
+    sigma = number(float, 1e-4, 1e4, words=("auto",))
+    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
+    parser.add_argument("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
+    return runs.parse(parser, argv, script.REUSE, script.MAY_DIFFER)
 
 
 # --- model --------------------------------------------------------------------------------------------------------
@@ -169,21 +121,10 @@ class VAE(nn.Module):
         """The variance to use for a batch whose mean squared error is `mse` (a scalar without gradient)."""
         if not (self.auto and self.training):
             return self.sigma2
-        runs.all_reduce_mean(mse)  # under several ranks the variance is that of the global batch
+        ranks.all_reduce_mean(mse)  # under several ranks the variance is that of the global batch
         self.batches += 1
         self.sigma2.lerp_(mse, (1 / self.batches).clamp(min=0.01))
         return mse
-
-
-def load(path, device):
-    """A run's folder or checkpoint.pt, of vae.py or vae_gan.py -> its averaged VAE on `device`, the run's flags."""
-    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
-    state = runs.load_checkpoint(file)
-    if "average" not in state or "latent_dim" not in state["args"]:
-        raise runs.UserError(f"{file} holds no encoder and decoder: give a run of vae.py or vae_gan.py")
-    vae = VAE(state["args"]["latent_dim"]).to(device)
-    runs.load_weights(vae, state["average"], file)
-    return vae.eval(), state["args"]
 
 
 # --- the ELBO, per image and in nats ------------------------------------------------------------------------------
@@ -200,10 +141,8 @@ def kl_to_prior(mu, logvar):
 def gaussian_nll(x, x_hat, sigma2):
     """-log N(x; x_hat, sigma2 I) of each image, in nats, summed over pixels and channels.
 
-    With sigma2 the mean squared error of the batch this is Rybkin et al. 2021, eq. 6: the best shared variance.
-    Its gradient may ignore that sigma2 depends on x_hat, because the derivative by sigma2 vanishes there.
-
-    x, x_hat: (B, C, H, W), sigma2: scalar tensor -> (B,)
+    x, x_hat: (B, C, H, W), sigma2: scalar tensor -> (B,). With sigma2 the batch's mean squared error this is Rybkin et
+    al. 2021, eq. 6: the best shared variance, so the derivative by sigma2 vanishes and its gradient may be left out.
     """
     dims = x[0].numel()
     return (x - x_hat).square().flatten(1).sum(1) / (2 * sigma2) + dims / 2 * torch.log(2 * math.pi * sigma2)
@@ -225,12 +164,107 @@ def elbo_terms(vae, x, eps, codes=None):
 def bits_per_dim(elbo, dims):
     """Bits per dimension of 8-bit images whose dequantised values (k + u) / 256 have the density bound `elbo` nats.
 
-    A density on [0, 1] becomes a probability of the 256 levels by their width: hence the 8 bits.
+    A density on [0, 1] becomes a probability of one of 256 levels by the level's width: hence the 8 bits.
     """
     return 8 - elbo / (dims * math.log(2))
 
 
-# --- evaluation ---------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------------
+
+
+def make_update(vae, average, optimizer, images, args):
+    """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
+    parameters = list(vae.parameters())
+
+    def update(rows, flip, eps, u, decay):  # u: contrastive.draw's numbers, or None
+        optimizer.zero_grad(set_to_none=True)
+        x = data.batch(images, rows, flip)
+        with devices.autocast(images.device, args.precision):
+            codes = vae.encoder(x)
+            nll, kl, mse = elbo_terms(vae, x, eps, codes)
+            loss = (nll + args.beta * kl).mean()
+            numbers = {"loss": loss, "nll": nll.mean(), "kl": kl.mean(), "mse": mse}
+            if u is not None:
+                numbers["contrast"] = contrastive.term(vae.encoder, x, codes[0], u).mean()
+                numbers["loss"] = loss = loss + args.contrastive * numbers["contrast"]
+        loss.backward()
+        ranks.average_gradients(parameters)
+        optimizer.step()
+        devices.average_weights(average, vae, decay)
+        return {name: value.detach() for name, value in numbers.items()}
+
+    return devices.Captured(update) if args.capture else update
+
+
+def train(args, run, images, test):
+    """Train to args.epochs -> the moving average of weights and statistics, which is what counts; steps and seconds."""
+    torch.manual_seed(args.seed)  # the initial weights
+    vae = VAE(args.latent_dim, args.sigma).to(images.device)
+    average = copy.deepcopy(vae)
+    optimizer = devices.adam(vae.parameters(), args.lr, images.device)
+    parts = {"model": vae, "average": average, "optimizer": optimizer}
+    vae.train()
+    update = make_update(vae, average, optimizer, images, args)
+    with Loop.of_epochs(run, args, parts, images, "lower --lr, or raise --sigma if you set one") as loop:
+        for step in loop:
+            noise = loop.generator("noise")
+            flip = torch.rand(args.batch_size, device=images.device, generator=noise) < 0.5
+            eps = torch.randn(args.batch_size, args.latent_dim, device=images.device, generator=noise)
+            u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
+            lr = devices.learning_rate(step, loop.total, args.lr, args.schedule)
+            devices.set_lr(optimizer, lr)
+            decay = devices.average_decay(step, args.ema, images.device)
+            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, u), decay))
+            if loop.logs():  # the only time that the host waits for the device
+                means = loop.means()
+                elbo = -means["nll"] - means["kl"]
+                bits = bits_per_dim(elbo, images[0].numel())
+                loop.log(lr=lr, **means, bits_per_dim=bits, sigma=vae.sigma2.sqrt().item())
+                loop.show(f"elbo {elbo:.0f} nats, kl {means['kl']:.1f}, mse {means['mse']:.4f}")
+            if loop.saves():
+                ranks.average_buffers(vae, average)
+                loop.save(evaluate(average, test[:SEEN], args.seed))
+    return average, {"step": loop.step, **loop.spent()}
+
+
+# --- a trained VAE: codes, samples, numbers --------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def encode(vae, images, seed=None, batch_size=500):
+    """Codes (N, Z) of uint8 images (N, 3, 32, 32): the means, or with a seed one sample of q(z|x) each."""
+    vae.eval()
+    noise = devices.generator(images.device, seed, "encode")
+    codes = []
+    for part in images.split(batch_size):
+        mu, logvar = vae.encoder(part.float() / 255)
+        if seed is not None:
+            mu += torch.randn(mu.shape, device=mu.device, generator=noise) * torch.exp(0.5 * logvar)
+        codes.append(mu)
+    return torch.cat(codes)
+
+
+@torch.no_grad()
+def decode(vae, z, batch_size=500):
+    """z (N, Z) -> uint8 images (N, 3, 32, 32): decoder means without pixel noise, rounded."""
+    vae.eval()
+    return torch.cat([vae.decoder(part).mul(255).round().to(torch.uint8) for part in z.split(batch_size)])
+
+
+def draw_latents(vae, n, prior, images, seed):
+    """z (n, Z) from N(0, I), or for prior 'expost' from the full Gaussian fitted to one code of each image."""
+    noise = devices.generator(images.device, seed, "latents")
+    z = torch.randn(n, vae.encoder.mu.out_features, device=images.device, generator=noise)
+    if prior == "normal":
+        return z
+    codes = encode(vae, images, seed).cpu().double()
+    scale = torch.linalg.cholesky(torch.cov(codes.T) + 1e-9 * torch.eye(codes.shape[1]))  # unused units have no spread
+    return codes.mean(0).to(z) + z @ scale.T.to(z)
+
+
+def generate(vae, n, prior, images, seed):
+    """-> n samples, uint8 (n, 3, 32, 32), with z as `draw_latents` says."""
+    return decode(vae, draw_latents(vae, n, prior, images, seed))
 
 
 @torch.no_grad()
@@ -252,138 +286,56 @@ def evaluate(vae, images, seed, batch_size=500):
         sse = (vae.decoder(mu) - x).square().sum()
         sums += torch.stack([nll.sum(), kl.sum(), sse]).cpu()
         means.append(mu)
-    dims = images[0].numel()
     nll, kl, sse = (sums / len(images)).tolist()
-    active = int((torch.cat(means).var(0) > 0.01).sum())
-    return {
-        "elbo_nats": -nll - kl,
-        "bits_per_dim": bits_per_dim(-nll - kl, dims),
-        "nll": nll,
-        "mse": sse / dims,
-        "kl": kl,
-        "active_units": active,
-    }
+    found = {"elbo_nats": -nll - kl, "bits_per_dim": bits_per_dim(-nll - kl, images[0].numel())}
+    found |= {"nll": nll, "mse": sse / images[0].numel(), "kl": kl}
+    return found | {"active_units": int((torch.cat(means).var(0) > 0.01).sum())}
 
 
-# --- training -----------------------------------------------------------------------------------------------------
+def load(path, device):
+    """A run's folder or its checkpoint.pt -> its averaged VAE on `device`, and the run's flags. Raises UserError."""
+    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    state = runs.load_checkpoint(file)
+    if "average" not in state or "latent_dim" not in state["args"]:
+        raise UserError(f"{file} holds no encoder and decoder: give a run of vae.py or of a script built on it")
+    vae = VAE(state["args"]["latent_dim"]).to(device)
+    runs.load_weights(vae, state["average"], file)
+    return vae.eval(), state["args"]
 
 
-def make_step(vae, average, optimizer, images, args):
-    """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
-    parameters = list(vae.parameters())
+def finish(run, args, vae, images, test, extractor, metrics, curves):
+    """--sample's images, or all that is measured and drawn of a trained VAE. metrics: steps and seconds.
 
-    def step(index, flip, eps, keep, *views):  # views: contrastive.draw's numbers, or none
-        optimizer.zero_grad(set_to_none=True)
-        x = data.batch(images, index, flip)
-        with devices.autocast(images.device, args.precision):
-            codes = vae.encoder(x)
-            nll, kl, mse = elbo_terms(vae, x, eps, codes)
-            contrast = [contrastive.term(vae.encoder, x, codes[0], u).mean() for u in views]
-        loss = sum((args.contrastive * value for value in contrast), (nll + args.beta * kl).mean())
-        loss.backward()
-        runs.average_gradients(parameters)
-        optimizer.step()
-        devices.average_weights(average, vae, keep)
-        return torch.stack([loss, nll.mean(), kl.mean(), mse, *contrast]).detach()
-
-    return devices.Captured(step) if args.capture else step
-
-
-def train(args, run, device, images, test):
-    """Train to args.epochs, with --resume from the checkpoint. Leaves log.jsonl, checkpoint.pt. -> average, seconds.
-
-    What is measured and sampled is the exponential moving average of all weights and statistics, never a mixture.
+    With an extractor also distances to the test images; "floor" is that of as many training images.
     """
-    torch.manual_seed(args.seed)  # the initial weights
-    vae = VAE(args.latent_dim, args.sigma).to(device)
-    average = copy.deepcopy(vae)
-    optimizer = devices.adam(vae.parameters(), args.lr, device)
-    parts = {"model": vae, "average": average, "optimizer": optimizer}
-    names = ["loss", "nll", "kl", "mse"] + ["contrast"] * bool(args.contrastive)
-    recent = torch.zeros(len(names), device=device)  # their sums since the last log line
-    first, seconds = 0, 0.0
-    if args.resume:
-        state = run.restore(parts)
-        recent.copy_(state["recent"])
-        first, seconds = state["step"], state["seconds"]
-        run.rewind_log(first)
-    else:
-        run.begin()
-    per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
-    total = args.epochs * per_epoch
-    vae.train()
-    update = make_step(vae, average, optimizer, images, args)
-    began = time.perf_counter() - seconds
-
-    if first > total:
-        raise runs.UserError(f"{run.folder} is at step {first}, past --epochs {args.epochs}: give more, or --eval-only")
-    advice = "lower --lr, or raise --sigma if you set one"
-    bar = tqdm(total=total, initial=first, unit="step", disable=not runs.is_main(), dynamic_ncols=True)
-    with runs.stop_on_signal() as stop, bar:
-        for step in range(first, total):
-            epoch, i = divmod(step, per_epoch)
-            if i == 0 or step == first:
-                shuffle = devices.generator("cpu", args.seed, "order", epoch)
-                order = torch.randperm(len(images), generator=shuffle).to(device)
-            noise = devices.generator(device, args.seed, "noise", step)
-            flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
-            eps = torch.randn(args.batch_size, args.latent_dim, device=device, generator=noise)
-            index = order[i * args.batch_size : (i + 1) * args.batch_size]
-            lr = devices.learning_rate(step, total, args.lr, args.schedule)
-            devices.set_lr(optimizer, lr)
-            keep = torch.full((), min(args.ema, (1 + step) / (10 + step)), device=device)  # forgets the start sooner
-            views = [contrastive.draw(args.batch_size, device, args.seed, step)] if args.contrastive else []
-            recent += update(*map(runs.shard, (index, flip, eps)), keep, *map(runs.shard, views))
-            done = step + 1
-            bar.update()
-            if done % args.log_every == 0:  # the only time that the host waits for the device
-                runs.all_reduce_mean(recent)
-                record = dict(zip(names, (recent / args.log_every).tolist(), strict=True))
-                recent.zero_()
-                runs.check_finite(record["loss"], done, advice)
-                elbo, sigma = -record["nll"] - record["kl"], vae.sigma2.sqrt().item()
-                where = {"step": done, "epoch": done / per_epoch, "lr": lr, "seconds": time.perf_counter() - began}
-                run.log(**where, **record, bits_per_dim=bits_per_dim(elbo, images[0].numel()), sigma=sigma)
-                bar.set_postfix_str(f"elbo {elbo:.0f} nats, kl {record['kl']:.1f}, mse {record['mse']:.4f}")
-            complete = done % (args.save_every * per_epoch) == 0 or done == total
-            stopping = stop.now(done) and done < total
-            if complete or stopping:
-                runs.average_buffers(vae, average)
-                if runs.is_main():  # a glimpse: what is saved must be finite
-                    glimpse = evaluate(average, test[:1000], args.seed)
-                    runs.check_finite(glimpse["elbo_nats"], done, advice)
-                run.save(done, time.perf_counter() - began, parts, recent=recent.cpu())
-            if complete and runs.is_main():
-                run.log(step=done, epoch=epoch + 1, **glimpse)
-            if stopping:
-                run.stop(done, total)
-    return average, time.perf_counter() - began
+    if args.sample:
+        script.write_samples(run, args, generate(vae, args.sample, args.prior, images, args.seed))
+        return
+    n = max(len(test), 128)
+    made = {
+        "reconstruction": decode(vae, encode(vae, test)),
+        "generation": generate(vae, n, "normal", images, args.seed),
+        "generation_expost": generate(vae, n, "expost", images, args.seed),
+    }
+    metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
+    metrics |= evaluate(vae, test, args.seed) | run.earlier_distances(metrics["step"])
+    if extractor:
+        count = script.distance_images(args, test, images)
+        sets = {name: x[:count] for name, x in {**made, "floor": images}.items()}
+        metrics |= fid.model_distances(sets, test, extractor, args.data_dir, script.label(args))
+    script.finish(run, args, metrics, test, made, curves)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    device = devices.start(args.device, args.precision, args.capture)
-    run = runs.Run(args, "vae.py")
-    images, _, test, _ = data.splits(args, device)
-    runs.check_batch(args.batch_size, len(images))
-    # before training, to say what is missing while it can be helped
-    extractor = None if args.sample else fid.wanted_extractor(args.fid, args.features, device)
+    run, images, test, extractor = script.begin(args, "vae.py")
     if args.eval_only or args.sample:
-        vae = VAE(args.latent_dim, args.sigma).to(device)
-        state = run.restore({"average": vae})
-        seconds, steps = state["seconds"], state["step"]
+        vae = VAE(args.latent_dim).to(images.device)
+        metrics = script.restore(run, vae)
     else:
-        vae, seconds = train(args, run, device, images, test)
-        steps = args.epochs * (len(images) // args.batch_size)
-    if not runs.leave_group():
-        return
-    if args.sample:
-        sampling.write_samples(run, args, vae, images)
-        return
-    runs.plot_curves(run.read_log(), run / "curves.png", CURVES)
-    speed = {"step": steps, "seconds": seconds, "images_per_second": steps * args.batch_size / seconds}
-    metrics = speed | evaluate(vae, test, args.seed)
-    sampling.report(run, args, vae, images, test, extractor, metrics, ["curves.png"])
+        vae, metrics = train(args, run, images, test)
+    if ranks.leave_group():
+        finish(run, args, vae, images, test, extractor, metrics, CURVES)
 
 
 if __name__ == "__main__":

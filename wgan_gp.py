@@ -52,9 +52,8 @@ import torch
 from PIL import Image
 from torch import nn
 
-import devices
-import runs
-from two_gaussians import MEANS, goals, measure, nearest_mode, sample_real
+from common import devices, pictures, runs
+from common.two_gaussians import MEANS, goals, measure, nearest_mode, sample_real
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
 BETAS = (0.0, 0.99)  # Adam; the paper has (0, 0.9)
@@ -230,7 +229,7 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     for axis in axes:
         axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
-    runs.save_figure(figure, path, dpi=75)
+    pictures.save_figure(figure, path, dpi=75)
 
 
 def write_gif(frames, path):
@@ -271,7 +270,7 @@ def plot_curves(records, truth, sigma, path):
             axis.legend(fontsize=8)
     if often:
         axes[0, 0].set_yscale("symlog", linthresh=0.01)
-    runs.save_figure(figure, path, dpi=75)
+    pictures.save_figure(figure, path, dpi=75)
 
 
 # --- training -----------------------------------------------------------------------------------------------------

@@ -31,11 +31,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 
-import data  # noqa: E402
-import extractors  # noqa: E402
-import runs  # noqa: E402
+from common import data, inception, pictures, runs  # noqa: E402
 
-PYTORCH_FID = "import data; data.import_torchvision(); from pytorch_fid.fid_score import main; main()"
+PYTORCH_FID = "from common import data; data.import_torchvision(); from pytorch_fid.fid_score import main; main()"
 
 
 def parse_args(argv=None):
@@ -141,7 +139,7 @@ def end_to_end(args, folders, weights, scratch):
     """-> seconds and distance of fid.py, and of pytorch-fid, from start to printed number."""
     hub = scratch / "hub" / "checkpoints"  # pytorch-fid has no flag for weights: it looks here
     hub.mkdir(parents=True)
-    (hub / extractors.WEIGHTS).symlink_to(Path(weights).resolve())
+    (hub / inception.WEIGHTS).symlink_to(Path(weights).resolve())
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))  # pytorch-fid may be there
     env = os.environ | {"TORCH_HOME": str(scratch), "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     paths = [*map(str, folders), "--device", args.device]
@@ -187,9 +185,9 @@ def main(argv=None):
         scratch = Path(scratch)
         images, _ = data.load(args.data, args.data_dir, "test")
         folders = scratch / "real", scratch / "fake"
-        data.write_images(images[: args.images], folders[0])
+        pictures.write_images(images[: args.images], folders[0])
         blurred = F.avg_pool2d(images[args.images : 2 * args.images].float(), 3, 1, 1).round().to(torch.uint8)
-        data.write_images(blurred, folders[1])
+        pictures.write_images(blurred, folders[1])
         weights = args.weights or scratch / "random.pth"
         if not args.weights:
             calibrated_weights(weights, images[-32:].float() / 255)

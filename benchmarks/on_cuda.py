@@ -43,13 +43,11 @@ if __name__ == "__main__":
 import torch  # noqa: E402
 import torch._functorch.config  # noqa: E402
 
-import data  # noqa: E402
-import devices  # noqa: E402
 import fid  # noqa: E402
-import runs  # noqa: E402
 import vae  # noqa: E402
 import vae_gan  # noqa: E402
-from tables import read  # noqa: E402
+from common import data, devices, pictures, runs  # noqa: E402
+from common.tables import read  # noqa: E402
 
 sys.path.append(str(ROOT / "benchmarks"))  # where they look for `timing`
 import timing  # noqa: E402
@@ -174,8 +172,8 @@ def fid_beside_peer(mode, args, device):
 
     with tempfile.TemporaryDirectory() as scratch:
         real, fake, weights = (Path(scratch) / name for name in ("real", "fake", "random.pth"))
-        data.write_images(images[:n], real)
-        data.write_images(torch.nn.functional.avg_pool2d(images[n : 2 * n].float(), 3, 1, 1).to(torch.uint8), fake)
+        pictures.write_images(images[:n], real)
+        pictures.write_images(torch.nn.functional.avg_pool2d(images[n : 2 * n].float(), 3, 1, 1).to(torch.uint8), fake)
         fid_speed.calibrated_weights(weights, images[-32:].float() / 255)
         if mode.startswith("pytorch-fid"):
             from pytorch_fid import fid_score, inception

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-import runs
+from common import runs
 
 
 def time_steps(step, steps, device):

@@ -15,10 +15,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts lie one folder up
 import timing
 
-import data
-import devices
-import runs
 import vae
+from common import data, devices, runs
 
 ROWS = {
     "plain": "plain DataLoader loop",

@@ -16,11 +16,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the scripts lie one folder up
 import timing
 
-import data
-import devices
-import runs
 import vae
 import vae_gan
+from common import data, devices, runs
 
 ROWS = {
     "plain": "a forward and a backward pass for each player",

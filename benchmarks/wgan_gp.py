@@ -17,10 +17,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import devices  # noqa: E402
-import runs  # noqa: E402
 import wgan_gp  # noqa: E402
-from two_gaussians import sample_real  # noqa: E402
+from common import (
+    devices,  # noqa: E402
+    runs,  # noqa: E402
+)
+from common.two_gaussians import sample_real  # noqa: E402
 
 
 def plain(args, device):

@@ -24,7 +24,7 @@ import sympy as sp
 # The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for runs.py.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runs  # noqa: E402
+from common import runs  # noqa: E402
 from prior_proofs.lemma import log_normal, normal_mean, walk, z  # noqa: E402
 
 x1, x2 = sp.symbols("x1 x2", real=True)

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.interpolate import CubicHermiteSpline
 from scipy.special import kve
 
-from runs import UserError
+from common.runs import UserError
 
 NODES, WEIGHTS = np.polynomial.legendre.leggauss(8)  # on [-1, 1]
 FEJER = 11  # nodes of the independent rule

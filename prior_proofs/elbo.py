@@ -28,8 +28,8 @@ import numpy as np
 from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize
 
+from common.runs import UserError
 from prior_proofs.densities import Density, fejer, gauss
-from runs import UserError
 
 IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL; the scripts print the largest seen, 2e-9
 LOG_2PI = math.log(2 * math.pi)

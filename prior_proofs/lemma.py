@@ -19,7 +19,7 @@ import sympy as sp
 # The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for runs.py.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import runs  # noqa: E402
+from common import runs  # noqa: E402
 
 x, z, b, d, mu, m = sp.symbols("x z b d mu m", real=True)
 a, c = sp.symbols("a c", real=True)

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-import runs
+from common import pictures, runs
 from prior_proofs import densities, elbo
 from prior_proofs.lemma import walk
 
@@ -175,7 +175,7 @@ def draw(path, title, cases, control, floors, record, maps, shown):
         top_of_row = 1.4 * max(axis.get_ylim()[1] for axis in row)
         for axis in row:
             axis.set_ylim(0, top_of_row)  # room for the legend
-    runs.save_figure(figure, path, dpi=100)
+    pictures.save_figure(figure, path, dpi=100)
 
 
 def draw_maps(axes, case, best, floor):

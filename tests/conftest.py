@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data
-import runs
+from common import data, runs
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 
 import classifier
-import data
-import extractors
 import fid
-import runs
+from common import data, inception, pictures, runs, shapes
 
-IMAGES = torch.from_numpy(data.make_shapes(40, seed=5))
+IMAGES = torch.from_numpy(shapes.make(40, seed=5))
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +109,7 @@ def test_exported_features_equal_the_eager_ones(exported, net, shape):
         want = net(images)
         if shape[2:] == (32, 32):  # no resize: the features of the pixels as they are
             torch.testing.assert_close(want, net.body(net.stem(images / 255)), atol=1e-5, rtol=1e-5)
-    found = extractors.load_extractor(features=exported)([images])
+    found = inception.load_extractor(features=exported)([images])
     assert found.shape == (shape[0], 24) and found.dtype == torch.float32
     torch.testing.assert_close(found, want, atol=1e-5, rtol=1e-5)
 
@@ -193,7 +191,7 @@ def test_two_classes_separate_and_a_run_resumes_bit_for_bit(in_tmp, image_folder
     after = json.loads(Path("runs/whole/metrics.json").read_text())
     assert after["cross_entropy"] == before["cross_entropy"] and equal("whole", "broken")
 
-    data.write_images(IMAGES[:30], in_tmp / "two")
+    pictures.write_images(IMAGES[:30], in_tmp / "two")
     words = [f"{image_folder}/class0", "two", "--features", "runs/whole/features.pt2", "--device", "cpu"]
     capsys.readouterr()
     fid.main(words)

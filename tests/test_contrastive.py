@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from test_runs import torchrun
 from test_vae import QUICK, ROOT, equal, interrupt_after, losses, train, weights
 
-import contrastive
-import runs
 import vae
+from common import contrastive, runs
 
 NAMES = ("area", "ratio", "left", "top", "flip", "brightness", "contrast", "saturation", "hue", "grey")
 STILL = dict(zip(NAMES, (0, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 0.5, 0.5, 1), strict=True))  # numbers that change nothing

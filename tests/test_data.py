@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-import data
 import vae
-from runs import UserError
+from common import data, pictures, shapes
+from common.runs import UserError
 
 
 def test_shapes_have_the_published_bytes(shapes_dir):
@@ -21,11 +21,11 @@ def test_shapes_have_the_published_bytes(shapes_dir):
         images, labels = data.load("shapes", shapes_dir, split)
         assert images.shape == (n, 3, 32, 32) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [n // 10] * 10
-        assert hashlib.sha256(images.numpy()).hexdigest() == data.SHAPES_SHA256[split]
+        assert hashlib.sha256(images.numpy()).hexdigest() == shapes.SHA256[split]
 
 
 def test_shapes_depend_on_the_seed_and_the_class():
-    a, b, c = data.make_shapes(20, seed=0), data.make_shapes(20, seed=0), data.make_shapes(20, seed=5)
+    a, b, c = shapes.make(20, seed=0), shapes.make(20, seed=0), shapes.make(20, seed=5)
     assert (a == b).all() and not (a == c).all()
     assert len({image.tobytes() for image in a}) == 20
 
@@ -151,8 +151,8 @@ def test_a_truncated_or_missing_cifar_batch_is_named(tmp_path, monkeypatch):
 
 def test_written_images_come_back_and_replace_older_ones(tmp_path):
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
-    data.write_images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), tmp_path / "out")
-    data.write_images(images, tmp_path / "out")
+    pictures.write_images(torch.zeros(9, 3, 32, 32, dtype=torch.uint8), tmp_path / "out")
+    pictures.write_images(images, tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == [f"{i:05d}.png" for i in range(5)]
     assert os.listdir(tmp_path) == ["out"]
     back = [data.read_image(tmp_path / "out" / f"{i:05d}.png") for i in range(5)]
@@ -161,14 +161,14 @@ def test_written_images_come_back_and_replace_older_ones(tmp_path):
 
 def test_writing_images_to_a_full_disk_keeps_the_old_ones(tmp_path, monkeypatch):
     old = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    data.write_images(old, tmp_path / "out")
+    pictures.write_images(old, tmp_path / "out")
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(UserError, match="No space left on device"):
-        data.write_images(old + 1, tmp_path / "out")
+        pictures.write_images(old + 1, tmp_path / "out")
     assert sorted(os.listdir(tmp_path)) == ["out"] and len(os.listdir(tmp_path / "out")) == 2
 
 
@@ -176,10 +176,10 @@ def test_rows_of_sets_alternate_and_a_rest_is_left_out(monkeypatch):
     seen = {}
     monkeypatch.setattr(data, "plot_grid", lambda images, path, title, columns: seen.update(x=images, columns=columns))
     first = torch.arange(35, dtype=torch.uint8).view(35, 1, 1, 1).expand(35, 3, 32, 32)
-    data.plot_rows([first, first + 100], "unused.png", "unused")
+    pictures.plot_rows([first, first + 100], "unused.png", "unused")
     values = seen["x"][:, 0, 0, 0].tolist()
     assert values == [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)] and seen["columns"] == 16
-    data.plot_rows([first[:12], first[:12] + 100], "unused.png", "unused")
+    pictures.plot_rows([first[:12], first[:12] + 100], "unused.png", "unused")
     assert seen["x"][:, 0, 0, 0].tolist() == [*range(12), *range(100, 112)] and seen["columns"] == 12
 
 

@@ -1,4 +1,4 @@
-"""fid.py and extractors.py against pytorch-fid itself, known answers, and every kind of bad input.
+"""fid.py and common/inception.py against pytorch-fid itself, known answers, and every kind of bad input.
 
 pytest tests/test_fid.py
 
@@ -22,15 +22,14 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-import data
-import extractors
 import fid
 from benchmarks.fid import calibrated_weights, pytorch_fid
-from runs import UserError
+from common import data, inception, shapes
+from common.runs import UserError
 
 ROOT = Path(fid.__file__).parent
 SCIPY = pytest.mark.filterwarnings("ignore:.*disp:DeprecationWarning")  # of sqrtm, which pytorch-fid calls
-IMAGES = torch.from_numpy(data.make_shapes(96, seed=3))
+IMAGES = torch.from_numpy(shapes.make(96, seed=3))
 
 
 class Tiny(torch.nn.Module):
@@ -65,7 +64,7 @@ def weights(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def inception(weights):
+def random_inception(weights):
     return fid.load_extractor(weights)
 
 
@@ -111,14 +110,14 @@ def moments(x):
 # --- against pytorch-fid ------------------------------------------------------------------------------------------
 
 
-def test_features_of_mixed_files_are_pytorch_fids(tmp_path, inception, theirs):
+def test_features_of_mixed_files_are_pytorch_fids(tmp_path, random_inception, theirs):
     """Mean, covariance and distance on PNG and JPEG of four sizes: measured 1e-6, stated 1e-4."""
     folders = [write(tmp_path / name, part, mixed=True) for name, part in (("a", IMAGES[:8]), ("b", IMAGES[20:28]))]
     want = [theirs.statistics(folder, batch_size=1) for folder in folders]
     got = []
     for folder, (mu, sigma) in zip(folders, want, strict=True):
         side = fid.find_side(str(folder))
-        got.append(fid.statistics(fid.read_images(side[1], 5, fid.Counter()), inception))
+        got.append(fid.statistics(fid.read_images(side[1], 5, fid.Counter()), random_inception))
         assert np.abs(got[-1][0].numpy() - mu).max() < 1e-4 * np.abs(mu).max()
         assert np.abs(got[-1][1].numpy() - sigma).max() < 1e-4 * np.abs(sigma).max()
     ours = fid.frechet_distance(*got[0][:2], *got[1][:2])
@@ -236,10 +235,10 @@ def test_the_number_depends_on_neither_batch_size_nor_order_nor_form(tiny, tmp_p
     assert values == pytest.approx([values[0]] * len(values), rel=1e-6)
 
 
-def test_inception_does_not_depend_on_batch_size(inception):
+def test_inception_does_not_depend_on_batch_size(random_inception):
     values = []
     for size in (3, 8):
-        a, b = (fid.statistics(part, inception, size) for part in (IMAGES[:8], IMAGES[20:28]))
+        a, b = (fid.statistics(part, random_inception, size) for part in (IMAGES[:8], IMAGES[20:28]))
         values.append(fid.frechet_distance(*a[:2], *b[:2]))
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
@@ -307,25 +306,25 @@ def test_official_weights_are_found_in_order_and_verified(weights, tmp_path, mon
     """--weights, then $FID_WEIGHTS, then torch hub's cache; the name FID belongs to the official bytes alone."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setenv("FID_WEIGHTS", "from-env.pth")
-    assert extractors.find_weights("given.pth") == Path("given.pth")
-    assert extractors.find_weights() == Path("from-env.pth")
+    assert inception.find_weights("given.pth") == Path("given.pth")
+    assert inception.find_weights() == Path("from-env.pth")
     monkeypatch.delenv("FID_WEIGHTS")
-    cached = tmp_path / "hub" / "checkpoints" / extractors.WEIGHTS
+    cached = tmp_path / "hub" / "checkpoints" / inception.WEIGHTS
     cached.parent.mkdir(parents=True)
     cached.write_bytes(weights.read_bytes())
-    assert extractors.find_weights() == cached
-    with pytest.raises(UserError, match=f"{extractors.WEIGHTS} is damaged.*95,628,359"):
+    assert inception.find_weights() == cached
+    with pytest.raises(UserError, match=f"{inception.WEIGHTS} is damaged.*95,628,359"):
         fid.load_extractor()
-    sha256 = extractors.read_file(weights, "")[1]
-    monkeypatch.setattr(extractors, "WEIGHTS_SHA256", sha256)
+    sha256 = inception.read_file(weights, "")[1]
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", sha256)
     extractor = fid.load_extractor()
     assert extractor.name == "FID (pytorch-fid Inception, float32)" and extractor.key == "fid"
     assert "not an FID" not in capsys.readouterr().err
 
 
-def test_other_weights_are_no_fid(inception, weights, capsys):
+def test_other_weights_are_no_fid(random_inception, weights, capsys):
     assert "FID" not in inception.name and inception.key == "fd" and inception.dims == 2048
-    extractors.Inception(weights, torch.device("cpu"))
+    inception.Inception(weights, torch.device("cpu"))
     assert "does not hold the official weights: the number is not an FID" in capsys.readouterr().err
 
 
@@ -334,12 +333,12 @@ def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch, refused
     monkeypatch.delenv("FID_WEIGHTS", raising=False)
 
     def offline(url, path, sha256):
-        assert url.endswith(extractors.WEIGHTS) and sha256 == extractors.WEIGHTS_SHA256
+        assert url.endswith(inception.WEIGHTS) and sha256 == inception.WEIGHTS_SHA256
         raise urllib.error.URLError("no route")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
     message = refused(fid.main, *two)
-    assert extractors.WEIGHTS in message and "95,628,359" in message and str(tmp_path) in message
+    assert inception.WEIGHTS in message and "95,628,359" in message and str(tmp_path) in message
 
 
 def test_wrong_weights_are_refused(tmp_path, two, refused, monkeypatch):
@@ -535,7 +534,7 @@ def test_named_sets_are_cached_by_images_and_recipe(tmp_path, tiny, capsys, monk
     first, _ = run(capsys, *argv)
     names = sorted(path.name.rsplit("-", 1)[0] for path in (tmp_path / "data" / "fid_stats").iterdir())
     assert names == ["cifar10-test", "shapes-test"]
-    with mock.patch.object(extractors.Exported, "__call__", side_effect=AssertionError("not from the cache")):
+    with mock.patch.object(inception.Exported, "__call__", side_effect=AssertionError("not from the cache")):
         assert run(capsys, *argv)[0]["fd"] == first["fd"]
         torch.manual_seed(1)
         other = export(tmp_path / "other.pt2", Tiny())

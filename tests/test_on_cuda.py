@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import probe
-import runs
 import vae
 import vae_gan
 from benchmarks import on_cuda
+from common import runs
 
 CPU = torch.device("cpu")
 HERE = ("--quick", "--device", "cpu", "--out", "out")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-import runs
+from common import runs
 from prior_proofs import counterexample_2d, densities, elbo, gaussian_case, lemma, non_gaussian_case
 from prior_proofs.densities import Density, fejer, gauss, laplace, mixture, normal, student_t, uniform
 

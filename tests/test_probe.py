@@ -12,10 +12,9 @@ import torch
 from scipy.optimize import minimize
 from scipy.stats import binomtest
 
-import data
 import probe
-import runs
 import vae
+from common import data, runs
 
 RANDOM = torch.Generator()
 

@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 import reproduce
-import runs
-import tables
+from common import runs, tables
 from reproduce import Part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -186,7 +185,7 @@ def test_fid_without_weights_is_refused_or_left_out(fakes, refused, monkeypatch,
 
     parts = reproduce.table(None)
     parts["fid_a"] = Part("fid_a", parts["a"].script, parts["a"].words, "a", 1, needs=("a",), kind="fid")
-    monkeypatch.setattr(reproduce.extractors, "find_weights", lacking)
+    monkeypatch.setattr(reproduce.inception, "find_weights", lacking)
     main()  # exit status 0
     assert "Inception FID will be not measured: the weights are not here" in capsys.readouterr().err
     assert names(fakes()) == ["a", "b", "c"]

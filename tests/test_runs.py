@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import devices
-import runs
-from runs import UserError
+from common import devices, ranks, runs
+from common.runs import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -122,7 +121,8 @@ def test_a_run_folder_that_cannot_be_made(in_tmp, monkeypatch):
 
 def test_killed_while_writing_a_checkpoint_the_previous_one_is_usable(tmp_path):
     script = textwrap.dedent("""
-        import sys, torch, runs
+        import sys, torch
+from common import runs
         state = {"step": 0, "w": torch.zeros(4_000_000)}
         runs.save_checkpoint("c.pt", state)
         print("first", flush=True)
@@ -221,20 +221,21 @@ def test_adam_and_set_lr_move_by_the_learning_rate():
 
 
 RANKS = """
-import torch, torch.nn as nn, devices, runs
+import torch, torch.nn as nn
+from common import devices, runs
 device = devices.start("cpu")
 torch.manual_seed(0)
 net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
 x = torch.randn(8, 5, generator=devices.generator("cpu", 0, "x"))
-mine = runs.shard(x)
+mine = ranks.shard(x)
 net(mine).square().mean().backward()
-runs.average_gradients(net.parameters())
-first = runs.main_first(lambda: torch.tensor(3))
-b = torch.tensor([float(runs.rank())]); runs.all_reduce_mean(b)
-stop = runs.Stop(); stop.requested = runs.rank() == 1
+ranks.average_gradients(net.parameters())
+first = ranks.main_first(lambda: torch.tensor(3))
+b = torch.tensor([float(ranks.rank())]); ranks.all_reduce_mean(b)
+stop = runs.Stop(); stop.requested = ranks.rank() == 1
 answers = [stop.now(19), stop.now(20)]
-size = runs.world_size()
-if runs.leave_group():
+size = ranks.world_size()
+if ranks.leave_group():
     flat = torch.cat([p.grad.flatten() for p in net.parameters()])
     torch.save({"grad": flat, "rows": len(mine), "b": b, "answers": answers, "first": first, "size": size}, "out.pt")
 """

@@ -19,9 +19,9 @@ from test_runs import torchrun
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-import runs
 import sampling
 import vae
+from common import runs, shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -16,12 +16,9 @@ from test_vae import interrupt_after
 from torch import nn
 from torch.distributions import Independent, Normal
 
-import contrastive
-import data
-import devices
-import runs
 import vae
 import vae_gan
+from common import contrastive, data, devices, pictures, runs
 
 PLAYERS = ("encoder", "decoder", "discriminator")
 
@@ -273,7 +270,7 @@ def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_fol
 def test_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch):
     vae.main(["--data", str(image_folder), *QUICK, "--epochs", "1"])
     drawn = {}
-    original = data.plot_rows
+    original = pictures.plot_rows
     monkeypatch.setattr(
         data, "plot_rows", lambda sets, path, title: drawn.update({path.name: sets}) or original(sets, path, title)
     )

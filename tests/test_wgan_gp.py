@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-import devices
-import runs
-import two_gaussians
 import wgan_gp
-from two_gaussians import MEANS, goals, sample_real, statistics, w2, w2_modes
+from common import devices, runs, two_gaussians
+from common.two_gaussians import MEANS, goals, sample_real, statistics, w2, w2_modes
 
 SIGMA = 0.1
 TINY = ["--width", 8, "--critic-width", 8, "--batch-size", 8, "--device", "cpu"]

@@ -28,9 +28,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-import data
-import runs
-from runs import UserError
+from common import data, ranks
+from common.runs import UserError
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
@@ -39,7 +38,7 @@ WEIGHTS_BYTES = 95_628_359
 
 def note(text):
     """A word to the user that is not the result."""
-    if runs.is_main():
+    if ranks.is_main():
         print(f"note: {text}", file=sys.stderr)
 
 
@@ -55,11 +54,11 @@ def load_extractor(weights=None, features=None, device="cpu", fast=None):
     """
     device = torch.device(device)
     if fast == "tf32" and device.type != "cuda":
-        raise UserError("--fast tf32 is a mode of CUDA devices: leave it away, or try --fast bf16")
+        raise UserError("--fast tf32 is a mode of CUDA devices: omit it, or try --fast bf16")
     if features is None:
-        return Inception(runs.main_first(lambda: find_weights(weights)), device, fast)
+        return Inception(ranks.main_first(lambda: find_weights(weights)), device, fast)
     if weights or fast:
-        raise UserError("--features brings its own weights and precision: leave --weights and --fast away")
+        raise UserError("--features brings its own weights and precision: omit --weights and --fast")
     return Exported(Path(features), device)
 
 

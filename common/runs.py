@@ -16,17 +16,13 @@ import math
 import os
 import platform
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import matplotlib
+import torch
 
-matplotlib.use("Agg")  # draw into files; no screen needed
-import matplotlib.pyplot as plt  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
+from common import ranks
 
 ROOT = Path("runs")
 
@@ -57,8 +53,7 @@ def cli(main):
         code, message = 2, "the device has too little free memory for this; a smaller --batch-size helps"
     if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
         print(f"\r{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    ranks.leave()
     sys.exit(code)
 
 
@@ -89,8 +84,8 @@ def number(kind, low=-math.inf, high=math.inf, above=-math.inf, words=()):
                 f"{text!r} is not {'a whole number' if kind is int else 'a number'}"
             ) from None
         if not (low <= value <= high and value > above and math.isfinite(value)):
-            bounds = [f"at least {low}"] * (low > -math.inf) + [f"above {above}"] * (above > -math.inf)
-            bounds += [f"at most {high}"] * (high < math.inf)
+            limits = {"at least": low, "above": above, "at most": high}
+            bounds = [f"{word} {limit}" for word, limit in limits.items() if math.isfinite(limit)]
             raise argparse.ArgumentTypeError(f"{text} is out of range: it must be {' and '.join(bounds) or 'finite'}")
         return value
 
@@ -119,151 +114,20 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
     a run continues with what it was started with.
     """
     args = parser.parse_args(argv)
-    # argparse does not tell defaults from given flags: a second pass with suppressed defaults does.
-    bare = argparse.Namespace(**dict.fromkeys(vars(args), argparse.SUPPRESS))
-    parser.parse_args(argv, namespace=bare)
-    given = {key for key, value in vars(bare).items() if value is not argparse.SUPPRESS}
-    if any(getattr(args, flag, None) for flag in reuse):
-        saved = load_checkpoint(ROOT / args.name / "checkpoint.pt")["args"]
-        free = {"name", "device", *reuse, *may_differ}
-        for key, value in saved.items():
-            if key in free or not hasattr(args, key):
-                continue
-            if key in given and getattr(args, key) != value:
-                flag = "--" + key.replace("_", "-")
-                raise UserError(
-                    f"runs/{args.name} was made with {flag} {value}, not {getattr(args, key)}: "
-                    f"leave {flag} away, or start another with --name"
-                )
-            setattr(args, key, value)
-        for key in set(saved) & {"device", *may_differ} - given:  # not fixed, but the saved value is the better default
-            setattr(args, key, saved[key])
+    if not any(getattr(args, flag, None) for flag in reuse):
+        return args
+    saved = load_checkpoint(ROOT / args.name / "checkpoint.pt")["args"]
+    saved = {key: value for key, value in saved.items() if hasattr(args, key) and key not in ("name", *reuse)}
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    for key, value in saved.items():
+        if getattr(args, key) != value and key not in ("device", *may_differ):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(
+                f"runs/{args.name} was made with {flag} {value}, not {getattr(args, key)}: "
+                f"omit {flag}, or start another with --name"
+            )
     return args
-
-
-# --- several processes (torchrun) ---------------------------------------------------------------------------------
-
-
-def rank():
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def world_size():
-    return dist.get_world_size() if dist.is_initialized() else 1
-
-
-def is_main():
-    """True in the one process that writes files and prints."""
-    return rank() == 0
-
-
-def shard(tensor):
-    """This rank's rows of a global batch, which every rank has drawn alike. Rows must divide among the ranks."""
-    return tensor[rank() :: world_size()] if world_size() > 1 else tensor
-
-
-def check_batch(batch_size, images):
-    """Raises UserError unless a batch gives each rank as many images, at least two, and the images fill one."""
-    n = world_size()
-    if batch_size % n or batch_size < 2 * n:  # batch norm needs two
-        raise UserError(f"--batch-size {batch_size} does not divide among {n} processes: choose {2 * n} or a multiple")
-    if images < batch_size:
-        raise UserError(f"{images} training images do not fill a batch of {batch_size}: lower --batch-size")
-
-
-def all_reduce_mean(*tensors):
-    """Average tensors over ranks, in place, with one message. A no-op for one rank.
-
-    Works for gradients from torch.autograd.grad too, which DistributedDataParallel's hooks never see.
-    """
-    if world_size() == 1 or not tensors:
-        return
-    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors])
-    dist.all_reduce(flat)
-    flat /= world_size()
-    for tensor, mean in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(mean.view_as(tensor))
-
-
-def average_gradients(parameters):
-    all_reduce_mean(*(p.grad for p in parameters if p.grad is not None))
-
-
-def average_buffers(*modules):
-    """Average batch norm's running statistics over ranks: each rank has seen its own part of every batch."""
-    all_reduce_mean(*(b for module in modules for b in module.buffers() if b.is_floating_point()))
-
-
-def group_device():
-    """The device on which the process group's messages live."""
-    return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-
-
-def leave_group():
-    """End the ranks' common work, e.g. after training. -> True in the process that goes on, False in the others."""
-    main = is_main()
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
-    return main
-
-
-def main_first(function):
-    """Call function() in the main process first (it may download or cache), then in the others. -> its result."""
-    if world_size() == 1:
-        return function()
-    failed, result = torch.zeros(1, device=group_device()), None
-    if is_main():
-        try:
-            result = function()
-        except BaseException:
-            failed += 1
-            dist.all_reduce(failed)
-            raise
-    dist.all_reduce(failed)
-    if failed.item():
-        sys.exit(2)  # the main process has said why
-    return result if is_main() else function()
-
-
-# --- stopping -----------------------------------------------------------------------------------------------------
-
-
-class Stop:
-    """Whether to stop, for a loop to ask after each step. Several ranks agree, and do so at every 20th step."""
-
-    requested = False
-
-    def now(self, step):
-        if world_size() == 1:
-            return self.requested
-        if step % 20:
-            return False
-        flag = torch.tensor(float(self.requested), device=group_device())
-        dist.all_reduce(flag)
-        return flag.item() > 0
-
-
-@contextlib.contextmanager
-def stop_on_signal():
-    """In this context Ctrl-C and SIGTERM are noted in a `Stop`, for the loop to save and leave between two steps."""
-    stop = Stop()
-
-    def request(signum, frame):
-        stop.requested = True
-
-    old = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
-def check_finite(value, step, advice):
-    """Raise UserError, with what to change, when a logged loss is nan or infinite."""
-    if not math.isfinite(value):
-        raise UserError(f"the loss became {value} at step {step}: {advice}; the last checkpoint is untouched")
 
 
 # --- files --------------------------------------------------------------------------------------------------------
@@ -295,33 +159,6 @@ def write_bytes(path, data):
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def save_figure(figure, path, dpi="figure"):
-    """Write a matplotlib figure and close it."""
-    with writing(path) as part:
-        figure.savefig(part, dpi=dpi)
-    plt.close(figure)
-
-
-def plot_curves(log, path, titles):
-    """One panel for each key of `titles`, against epochs, from the records of log.jsonl.
-
-    Records that hold "loss" are of training batches, the others of test images.
-    """
-    figure, axes = plt.subplots(1, len(titles), figsize=(4.4 * len(titles), 3.6), dpi=100, layout="constrained")
-    for ax, (key, title) in zip(axes, titles.items(), strict=True):
-        train, test = ([r for r in log if key in r and ("loss" in r) == kind] for kind in (True, False))
-        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
-        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="test images")
-        values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
-        if values:
-            room = 0.05 * (max(values) - min(values)) or 1.0
-            ax.set_ylim(min(values) - room, max(values) + room)
-        ax.set(xlabel="epoch", title=title)
-        ax.grid(alpha=0.3)
-    axes[0].legend()
-    save_figure(figure, path)
 
 
 def write_json(path, record):
@@ -361,7 +198,7 @@ def load_weights(module, weights, path):
 def versions():
     """What a result depends on besides its flags."""
     commit = None
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         git = ["git", "-C", str(here), "describe", "--always", "--dirty", "--exclude=*"]
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
@@ -395,7 +232,7 @@ class Run:
 
     def begin(self):
         """A fresh folder with args.json. A run that is already there is moved aside: nothing is lost."""
-        if not is_main():
+        if not ranks.is_main():
             return
         try:
             if self.folder.exists() and any(self.folder.iterdir()):
@@ -411,10 +248,10 @@ class Run:
             ) from error
         write_json(self / "args.json", {"script": self.script, **self.args, **versions()})
 
-    def save(self, step, seconds, parts, **plain):
+    def save(self, step, parts, **plain):
         """Write checkpoint.pt. parts: {name: module or optimiser}; `plain` holds plain values and tensors."""
-        if is_main():
-            record = {"script": self.script, "args": self.args, "step": step, "seconds": seconds, **plain}
+        if ranks.is_main():
+            record = {"script": self.script, "args": self.args, "step": step, **plain}
             record |= {name: part.state_dict() for name, part in parts.items()}
             save_checkpoint(self / "checkpoint.pt", record)
 
@@ -443,7 +280,7 @@ class Run:
 
     def log(self, **record):
         """Append one line to log.jsonl."""
-        if is_main():
+        if ranks.is_main():
             try:
                 with open(self / "log.jsonl", "a") as file:
                     file.write(json.dumps(record) + "\n")
@@ -464,7 +301,7 @@ class Run:
 
     def rewind_log(self, step):
         """Drop the records after `step`: a resumed run writes them again."""
-        if is_main():
+        if ranks.is_main():
             kept = [json.dumps(record) for record in self.read_log() if record.get("step", 0) <= step]
             write_bytes(self / "log.jsonl", "".join(line + "\n" for line in kept).encode())
 
@@ -476,16 +313,9 @@ class Run:
             return {}
         return {k: v for k, v in old.items() if k.startswith(("fid_", "fd_"))} if old.get("step") == step else {}
 
-    def summary(self, title, metrics, pictures):
-        """Print the closing table."""
+    def summary(self, title, metrics):
+        """Print the closing table, and which pictures the run has."""
         print(f"\n{self.folder}: {title}")
         for key, value in metrics.items():
             print(f"  {key:26} {value:.4f}" if isinstance(value, float) else f"  {key:26} {value}")
-        print(f"  {'pictures':26} {', '.join(pictures)}")
-
-    def stop(self, step, total):
-        """Raise Interrupted with the way to go on. Call after save()."""
-        raise Interrupted(
-            f"stopped at step {step} of {total} and saved; "
-            f"`python {self.script} --name {self.folder.name} --resume` goes on."
-        )
+        print(f"  {'pictures':26} {', '.join(sorted(path.name for path in self.folder.glob('*.png')))}")

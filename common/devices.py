@@ -9,12 +9,11 @@ import ctypes
 import hashlib
 import math
 import os
-from datetime import timedelta
 
 import torch
-import torch.distributed as dist
 
-from runs import UserError
+from common import ranks
+from common.runs import UserError
 
 # --- device, precision, memory ------------------------------------------------------------------------------------
 
@@ -44,15 +43,14 @@ def start(device_name, precision="fp32", capture=False):
     """
     device = pick_device(device_name)
     if precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is a mode of CUDA devices: leave it away")
+        raise UserError("--precision tf32 is a mode of CUDA devices: omit it")
     if capture and (device.type != "cuda" or "RANK" in os.environ):
-        raise UserError("--capture takes a CUDA device and a single process: leave it away")
-    if "RANK" in os.environ and not dist.is_initialized():
-        if device.type == "cuda":
-            if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
-                raise UserError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+        raise UserError("--capture takes a CUDA device and a single process: omit it")
+    if "RANK" in os.environ and device.type == "cuda":
+        if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
+            raise UserError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    ranks.start(device)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # streams, graphs and messages go to the current device
         tf32 = "ieee" if precision == "fp32" else "tf32"
@@ -97,12 +95,13 @@ class Captured:
             torch.cuda.current_stream().wait_stream(side)
             return output
         if self.graph is None:
-            self.inputs = [tensor.clone() for tensor in inputs]
+            self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records, does not run
                 self.output = self.step(*self.inputs)
         for static, tensor in zip(self.inputs, inputs, strict=True):
-            static.copy_(tensor)
+            if static is not None:
+                static.copy_(tensor)
         self.graph.replay()
         return self.output
 
@@ -118,20 +117,32 @@ def adam(parameters, lr, device, **options):
 
 
 @torch.no_grad()
-def average_weights(average, model, keep):
-    """average <- keep * average + (1 - keep) * model, for weights and running statistics. keep: a scalar tensor."""
+def average_weights(average, model, decay):
+    """average <- decay * average + (1 - decay) * model, for weights and statistics. decay: a scalar tensor."""
     for a, m in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
         if m.is_floating_point():
-            a.lerp_(m, 1 - keep)
+            a.lerp_(m, 1 - decay)
         else:
             a.copy_(m)
 
 
 def learning_rate(step, total, peak, schedule):
-    """A linear rise over the first 2 % of the steps, then 'constant', or half a 'cosine' down to zero."""
-    rise = min(1.0, (step + 1) / (0.02 * total + 1))
-    fall = 0.5 + 0.5 * math.cos(math.pi * step / total) if schedule == "cosine" else 1.0
+    """The rate of a step (counted from 1): a linear rise over the first 2 % of the steps, then 'constant', or half a
+    'cosine' down to zero.
+    """
+    rise = min(1.0, step / (0.02 * total + 1))
+    fall = 1.0
+    if schedule == "cosine":
+        fall = 0.5 + 0.5 * math.cos(math.pi * (step - 1) / total)
     return peak * rise * fall
+
+
+def average_decay(step, most, device):
+    """The decay of averaged weights at a step (counted from 1), a scalar tensor: at most `most`, and at first less.
+
+    step / (step + 9) is an average over about the last ninth of the steps so far, which soon forgets the start.
+    """
+    return torch.full((), min(most, step / (step + 9)), device=device)
 
 
 def set_lr(optimizer, lr):

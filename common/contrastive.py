@@ -5,7 +5,7 @@ image, which the ELBO computes anyway, with mu of one view, without a projection
 the term shapes. It acts on the first half of mu: the other half is free to hold what views do not share and the decoder
 needs, such as colour and position. In a script's step, under autocast or not:
 
-    u = contrastive.draw(batch_size, device, seed, step)             # outside: the step itself draws nothing
+    u = contrastive.draw(batch_size, generator)                      # outside: the step itself draws nothing
     value = contrastive.term(encoder, x, mu, u)                      # (B,) in nats, to be weighted and averaged
 
 Under several ranks an image is told apart from those of its own rank, not of the global batch.
@@ -17,14 +17,12 @@ import math
 import torch
 import torch.nn.functional as F
 
-import devices
-
 NUMBERS = 10  # uniform numbers that one augmentation of one image takes
 
 
-def draw(n, device, seed, step):
-    """u (n, NUMBERS) uniform on [0, 1), a function of seed and step alone."""
-    return torch.rand(n, NUMBERS, device=device, generator=devices.generator(device, seed, "views", step))
+def draw(n, generator):
+    """u (n, NUMBERS) uniform on [0, 1), on the generator's device."""
+    return torch.rand(n, NUMBERS, device=generator.device, generator=generator)
 
 
 def augment(x, u, strength=1.0):

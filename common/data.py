@@ -13,27 +13,18 @@ is no loader, no worker process and no copy from the host in a training step.
 """
 
 import hashlib
-import math
-import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
 
-import runs
-from runs import UserError
+from common import ranks, runs, shapes
+from common.runs import UserError
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
-SHAPES = ("disc", "ring", "square", "triangle", "cross", "crescent", "stripes", "checks", "dots", "zigzag")
-SHAPES_SHA256 = {
-    "train": "eaeeb585adbaf0b117f0da1f0ca1f2186f426e65c17103997091a30f7040d3cd",
-    "test": "2ba4c8f99cec35e050961575b27e55a184d93c82c685d4422e15af7498bd0963",
-}
 
 
 def add_flags(parser):
@@ -55,14 +46,14 @@ def splits(args, device):
     defaults are chosen here without a look at the test split. Raises UserError.
     """
     where = args.data, args.data_dir
-    train, train_labels = runs.main_first(lambda: load(*where, "train", device))
+    train, train_labels = ranks.main_first(lambda: load(*where, "train", device))
     if args.holdout >= len(train):
         raise UserError(f"--holdout {args.holdout} leaves nothing of the {len(train)} training images: lower it")
     if args.holdout:
         test, test_labels = train[-args.holdout :], train_labels[-args.holdout :]
         train, train_labels = train[: -args.holdout], train_labels[: -args.holdout]
     else:
-        test, test_labels = runs.main_first(lambda: load(*where, "test", device))
+        test, test_labels = ranks.main_first(lambda: load(*where, "test", device))
     return train[: args.limit], train_labels[: args.limit], test, test_labels
 
 
@@ -74,7 +65,7 @@ def load(name, data_dir, split, device="cpu"):
     if name == "cifar10":
         images, labels = load_cifar10(Path(data_dir), split)
     elif name == "shapes":
-        images, labels = load_shapes(Path(data_dir), split)
+        images, labels = shapes.load(Path(data_dir), split)
     elif Path(name).is_dir():
         images, labels = load_folder(Path(name), split)
     else:
@@ -169,7 +160,7 @@ def load_folder(folder, split):
     if len(files) < 2:
         raise UserError(f"--data {folder}: found {len(files)} {split} images (.png, .jpg, ...): it takes at least 2")
     with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-        bar = tqdm(pool.map(read_image, files), "reading", len(files), leave=False, disable=not runs.is_main())
+        bar = tqdm(pool.map(read_image, files), "reading", len(files), leave=False, disable=not ranks.is_main())
         images = list(bar)
     broken = [str(f) for f, image in zip(files, images, strict=True) if image is None]
     if broken:
@@ -177,46 +168,6 @@ def load_folder(folder, split):
         raise UserError(f"cannot read as 8-bit images: {', '.join(broken[:5])}{more}; repair or remove them")
     labels = [classes.index(f.relative_to(root).parts[0]) if f.parent != root else 0 for f in files]
     return np.stack(images), np.array(labels, np.int64)
-
-
-def write_images(images, folder):
-    """images (N, 3, H, W) uint8 -> folder/00000.png ...; a folder written earlier is replaced when all are there."""
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    try:
-        part.mkdir(parents=True)
-        for i, image in enumerate(tqdm(images.permute(0, 2, 3, 1).cpu().numpy(), "writing", leave=False)):
-            Image.fromarray(image).save(part / f"{i:05d}.png")
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(part, folder)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; free some space first") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def plot_grid(images, path, title, columns=16):
-    """images (N, 3, 32, 32) uint8, drawn row by row -> one PNG."""
-    rows = math.ceil(len(images) / columns)
-    sheet = torch.full((rows * columns, 3, 34, 34), 255, dtype=torch.uint8)
-    sheet[: len(images), :, 1:33, 1:33] = images.cpu()
-    sheet = sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3)
-    figure = plt.figure(figsize=(columns * 0.68, rows * 0.68 + 0.4), dpi=100)
-    axes = figure.add_axes((0, 0, 1, rows * 0.68 / (rows * 0.68 + 0.4)))
-    axes.imshow(sheet.numpy(), interpolation="nearest")
-    axes.axis("off")
-    figure.suptitle(title, fontsize=12)
-    runs.save_figure(figure, path)
-
-
-def plot_rows(sets, path, title):
-    """Sets of as many uint8 images (N, 3, 32, 32) -> one PNG: a row of the first set, under it the second's, and so on.
-
-    Rows have up to 16 images; images that fill no row are left out.
-    """
-    columns = min(16, len(sets[0]))
-    whole = len(sets[0]) // columns * columns
-    rows = zip(*(images[:whole].split(columns) for images in sets), strict=True)
-    plot_grid(torch.cat([row for group in rows for row in group]), path, title, columns)
 
 
 def read_image(file):
@@ -232,100 +183,3 @@ def read_image(file):
     left, top = (image.width - side) // 2, (image.height - side) // 2
     image = image.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.LANCZOS)
     return np.asarray(image).transpose(2, 0, 1)
-
-
-# --- shapes -------------------------------------------------------------------------------------------------------
-
-
-def load_shapes(data_dir, split):
-    """The generated set, from its cache when that is intact.
-
-    A linear classifier on the pixels (L-BFGS to convergence on all 50,000) reaches 16.6 % on the test images.
-    """
-    path = data_dir / f"shapes-{split}.npy"
-    n = {"train": 50_000, "test": 10_000}[split]
-    try:
-        images = np.load(path)
-        intact = hashlib.sha256(images).hexdigest() == SHAPES_SHA256[split]
-    except (OSError, ValueError, EOFError):
-        intact = False
-    if not intact:
-        images = make_shapes(n, seed={"train": 0, "test": 1}[split])
-        with runs.writing(path) as part:
-            np.save(part, images)
-    return images, np.arange(n) % 10
-
-
-def make_shapes(n, seed):
-    """-> (n, 3, 32, 32) uint8; image i shows class SHAPES[i % 10].
-
-    Same seed, same bytes on every machine: NumPy's PCG64 words are guaranteed stable, and all that follows is integer
-    arithmetic (float noise in sin and cos differs between processors). Lengths are in 1/16 pixel.
-    """
-    raw = np.random.PCG64(seed)
-    words = raw.random_raw((n, 24)).astype(np.int64) & 0x7FFFFFFF
-    noise = raw.random_raw((n, 3 * 32 * 32 // 8)).astype("<u8").view(np.uint8).reshape(n, 3, 32, 32)
-    images = np.empty((n, 3, 32, 32), np.uint8)
-    jobs = [range(c + 10 * i, n, 10)[:400] for c in range(10) for i in range(0, (n + 9 - c) // 10, 400)]
-
-    def work(rows):
-        index = np.fromiter(rows, np.int64)
-        images[index] = draw(SHAPES[rows[0] % 10], words[index], noise[index])
-
-    with ThreadPoolExecutor(2) as pool:
-        list(tqdm(pool.map(work, jobs), "drawing shapes", len(jobs), leave=False, disable=not runs.is_main()))
-    return images
-
-
-# cos and sin of 64 angles in units of 1/1024, as integers: rounding hides the last bit in which processors differ
-ANGLES = np.rint(1024 * np.exp(2j * np.pi * np.arange(64) / 64)).view(np.float64).reshape(64, 2).astype(np.int32)
-
-
-def draw(kind, words, noise):
-    """One class. kind: a name in SHAPES; words (n, 24) random ints; noise (n, 3, 32, 32) uint8 -> uint8 images."""
-
-    def pick(column, low, high):  # uniform in low..high-1, shaped to broadcast over (n, y, x)
-        return (low + words[:, column] % (high - low)).astype(np.int32)[:, None, None]
-
-    grid = 8 * np.arange(64, dtype=np.int32) + 4 - 256  # 2 x 2 sub-pixels a pixel, origin in the centre
-    x, y = grid[None, None, :] - pick(0, -80, 81), grid[None, :, None] - pick(1, -80, 81)
-    cos, sin = (ANGLES[words[:, 2] % 64][:, i, None, None] for i in (0, 1))
-    u, v = (x * cos - y * sin) >> 10, (x * sin + y * cos) >> 10
-    r = pick(3, 96, 208)  # radius of a shape, 6 to 13 pixels
-    p = pick(4, 64, 160)  # period of a texture, 4 to 10 pixels
-    match kind:
-        case "disc":
-            inside = u * u + v * v < r * r
-        case "ring":
-            d = u * u + v * v
-            inside = (d < r * r) & (16 * d > 5 * r * r)
-        case "square":
-            inside = np.maximum(abs(u), abs(v)) < r * 13 // 16
-        case "triangle":
-            inside = (2 * v < r) & ((1774 * abs(u) >> 10) - v < r)  # 1774 / 1024 = sqrt(3)
-        case "cross":
-            inside = (np.minimum(abs(u), abs(v)) < r * 5 // 16) & (np.maximum(abs(u), abs(v)) < r)
-        case "crescent":
-            inside = (u * u + v * v < r * r) & ((u - r // 2) ** 2 + v * v > r * r)
-        case "stripes":
-            inside = u % p < p // 2
-        case "checks":
-            inside = (u % p < p // 2) ^ (v % p < p // 2)
-        case "dots":
-            inside = (u % p - p // 2) ** 2 + (v % p - p // 2) ** 2 < p * p // 10
-        case "zigzag":
-            inside = (v + abs(u % p - p // 2)) % p < p // 2
-    cover = inside.reshape(len(words), 32, 2, 32, 2).sum((2, 4), dtype=np.int32)[:, None]  # 0..4 of 4 sub-pixels
-
-    # The background runs from one colour to another, and where it passes 255 it starts again at 0: an edge that
-    # belongs to no class. The foreground is far from the middle of that range in every channel.
-    def colour(column):
-        return (words[:, column : column + 3] % 256).astype(np.int32)[:, :, None, None]
-
-    cos, sin = (ANGLES[words[:, 5] % 64][:, i, None, None] for i in (0, 1))
-    ramp = 512 + ((x[:, :, ::2] * cos + y[:, ::2] * sin) >> 10).clip(-512, 512)[:, None]  # 0..1024
-    low, high = colour(6), colour(9) // 3
-    ground = (low + (high * ramp >> 10)) % 256
-    paint = (low + 64 + colour(12) // 2 + high // 2) % 256
-    mixed = (cover * paint + (4 - cover) * ground) // 4 + noise % 17 - 8
-    return mixed.clip(0, 255).astype(np.uint8)

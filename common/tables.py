@@ -12,8 +12,8 @@ import re
 import statistics
 from pathlib import Path
 
-import runs
-from two_gaussians import goals
+from common import runs
+from common.two_gaussians import goals
 
 MODELS = {
     "vae_128": "VAE, 128 dimensions",

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-import devices
+from common import devices
 
 MEANS = ((0.5, 0.5), (-0.5, -0.5))
 N_W2, N_STATISTICS = 2000, 20_000  # samples in a W2; in the shares, means and standard deviations

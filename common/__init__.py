@@ -1,0 +1,1 @@
+"""What every script needs and no model owns. Nothing in here imports a script."""

@@ -1,0 +1,82 @@
+"""Pictures of images and of curves, as PNG files that appear whole or not at all."""
+
+import math
+import os
+import shutil
+
+import matplotlib
+
+matplotlib.use("Agg")  # draw into files; no screen needed
+import matplotlib.pyplot as plt  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common.runs import UserError, writing  # noqa: E402
+
+
+def save_figure(figure, path, dpi="figure"):
+    """Write a matplotlib figure and close it."""
+    with writing(path) as part:
+        figure.savefig(part, dpi=dpi)
+    plt.close(figure)
+
+
+def plot_curves(log, path, titles):
+    """One panel for each key of `titles`, against epochs, from the records of log.jsonl.
+
+    Records that hold "loss" are of training batches, the others of test images.
+    """
+    figure, axes = plt.subplots(1, len(titles), figsize=(4.4 * len(titles), 3.6), dpi=100, layout="constrained")
+    for ax, (key, title) in zip(axes, titles.items(), strict=True):
+        train, test = ([r for r in log if key in r and ("loss" in r) == kind] for kind in (True, False))
+        ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
+        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="test images")
+        values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
+        if values:
+            room = 0.05 * (max(values) - min(values)) or 1.0
+            ax.set_ylim(min(values) - room, max(values) + room)
+        ax.set(xlabel="epoch", title=title)
+        ax.grid(alpha=0.3)
+    axes[0].legend()
+    save_figure(figure, path)
+
+
+def write_images(images, folder):
+    """images (N, 3, H, W) uint8 -> folder/00000.png ...; a folder written earlier is replaced when all are there."""
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    try:
+        part.mkdir(parents=True)
+        for i, image in enumerate(tqdm(images.permute(0, 2, 3, 1).cpu().numpy(), "writing", leave=False)):
+            Image.fromarray(image).save(part / f"{i:05d}.png")
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(part, folder)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; free some space first") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def plot_grid(images, path, title, columns=16):
+    """images (N, 3, 32, 32) uint8, drawn row by row -> one PNG."""
+    rows = math.ceil(len(images) / columns)
+    sheet = torch.full((rows * columns, 3, 34, 34), 255, dtype=torch.uint8)
+    sheet[: len(images), :, 1:33, 1:33] = images.cpu()
+    sheet = sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3)
+    figure = plt.figure(figsize=(columns * 0.68, rows * 0.68 + 0.4), dpi=100)
+    axes = figure.add_axes((0, 0, 1, rows * 0.68 / (rows * 0.68 + 0.4)))
+    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.axis("off")
+    figure.suptitle(title, fontsize=12)
+    save_figure(figure, path)
+
+
+def plot_rows(sets, path, title):
+    """Sets of as many uint8 images (N, 3, 32, 32) -> one PNG: a row of the first set, under it the second's, and so on.
+
+    Rows have up to 16 images; images that fill no row are left out.
+    """
+    columns = min(16, len(sets[0]))
+    whole = len(sets[0]) // columns * columns
+    rows = zip(*(images[:whole].split(columns) for images in sets), strict=True)
+    plot_grid(torch.cat([row for group in rows for row in group]), path, title, columns)

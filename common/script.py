@@ -1,0 +1,91 @@
+"""How a script that trains a model of images begins and ends: its flags, what it reads, what it leaves."""
+
+import argparse
+from pathlib import Path
+
+from common import data, devices, pictures, runs
+from common.inception import wanted_extractor
+from common.loop import add_training_flags, check_batch
+from common.runs import number
+
+REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
+MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "fid", "features")  # flags that may change then
+
+
+def add_flags(parser, name, batch_size, lr):
+    """All flags but the model's own. name: of the run, by default."""
+    runs.add_run_flags(parser, name)
+    data.add_flags(parser)
+    add_training_flags(parser, 50, batch_size, lr)
+    add = parser.add_argument
+    add("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
+    add("--ema", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights")
+    add("--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step")
+    add("--save-every", type=number(int, 1), default=1, help="epochs between checkpoints")
+    # evaluation
+    add("--eval-only", action="store_true", help="measure and draw again from the checkpoint")
+    add("--sample", type=number(int, 1), help="write SAMPLE images from the checkpoint, do no more")
+    add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
+    count = number(int, 2, words=("auto", "off"))
+    add("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
+    add("--features", help="a torch.export program for the distances, in place of Inception")
+
+
+def begin(args, script):
+    """-> the run, training and test images (uint8), fid.py's extractor or None. Raises UserError for what is missing:
+    here, before the training, it can be helped.
+    """
+    device = devices.start(args.device, args.precision, args.capture)
+    images, _, test, _ = data.splits(args, device)
+    check_batch(args.batch_size, len(images))
+    extractor = None if args.sample else wanted_extractor(args.fid, args.features, device)
+    return runs.Run(args, script), images, test, extractor
+
+
+def restore(run, average):
+    """Load a run's averaged model -> {"step", "seconds"} of its training."""
+    state = run.restore({"average": average})
+    return {"step": state["step"], "seconds": state["seconds"]}
+
+
+def write_samples(run, args, samples):
+    """--sample: uint8 images (N, 3, H, W) as PNG files in the run's folder."""
+    folder = run / f"samples-{args.prior}"
+    pictures.write_images(samples, folder)
+    print(f"{len(samples)} samples are in {folder}")
+
+
+def of(args):
+    """What the images are on which a model is measured, in words."""
+    return "held-out training" if args.holdout else "test"
+
+
+def label(args):
+    """The name of the measured images' statistics in the cache."""
+    return f"{Path(args.data).name}-{of(args).split()[0]}"
+
+
+def distance_images(args, *sets):
+    """How many images a set has for the distances: as --fid says, and no more than there are."""
+    return min(10_000 if args.fid == "auto" else args.fid, *map(len, sets))
+
+
+def finish(run, args, metrics, test, made, curves):
+    """metrics.json, the curves ({key of the log: title}), pictures of what the model made, the closing table.
+
+    metrics: what the script has measured; made: {"reconstruction" of test, "generation" from N(0, I),
+    "generation_expost": uint8 images}. Added is their sharpness_*, high-frequency energy over the test images'.
+    """
+    detail = data.high_frequency_energy(test)
+    metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}
+    runs.write_json(run / "metrics.json", metrics)
+    pictures.plot_curves(run.read_log(), run / "curves.png", curves)
+    rows = [test[:64], made["reconstruction"][:64]]
+    pictures.plot_rows(rows, run / "reconstructions.png", "test images, each row above its reconstructions")
+    pictures.plot_grid(made["generation"][:128], run / "samples-normal.png", "samples, z ~ N(0, I)")
+    expost = "samples, z ~ Gaussian fitted to training codes"
+    pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
+    run.summary(f"{args.data}, {len(test)} {of(args)} images", metrics)
+    if args.fid == "auto" and test.device.type == "cpu":
+        print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
+        print(f"  python {run.script} --name {args.name} --eval-only --fid 10000")
