@@ -21,28 +21,23 @@ slow weights and their averaged statistics. Unlike airbench: residual connection
 
 import copy
 import io
-import time
 
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import nn
-from tqdm import tqdm
 
 from common import data, devices, pictures, runs
+from common.loop import Loop, add_training_flags, check_batch
 
-CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
+SEEN = 1000  # test images that are measured at each checkpoint; nothing is chosen by them
 
 
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     runs.add_run_flags(parser, name="classifier")
     data.add_flags(parser)
-    parser.add_argument("--epochs", type=runs.number(int, 1), default=10, help="passes over the training images")
-    parser.add_argument("--batch-size", type=runs.number(int, 2), default=500, help="images a step")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=0.75, help="peak learning rate")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of the training")
-    parser.add_argument("--log-every", type=runs.number(int, 1), default=20, help="steps between lines of log.jsonl")
+    add_training_flags(parser, epochs=10, batch_size=500, lr=0.75)
     return runs.parse(parser, argv, may_differ=("data_dir",))
 
 
@@ -113,61 +108,51 @@ def evaluate(net, images, labels):
     return found
 
 
+def make_optimizer(net, lr):
+    """SGD with Nesterov's momentum; batch norm's biases learn 64 times as fast, and do not decay."""
+    trained = [p for p in net.parameters() if p.requires_grad]
+    weights = {"params": [p for p in trained if p.ndim > 1], "factor": 1, "weight_decay": 1.3e-3}
+    biases = {"params": [p for p in trained if p.ndim == 1], "factor": 64}
+    return torch.optim.SGD([weights, biases], lr, momentum=0.85, nesterov=True)
+
+
 def train(args, run, net, images, labels, test, test_labels):
-    """Train `net` to args.epochs, with --resume from the checkpoint. -> its slow weights, {clock: seconds}."""
-    device, average = images.device, copy.deepcopy(net)
-    weights, biases = ([p for p in net.parameters() if p.requires_grad and (p.ndim == 1) == one] for one in (0, 1))
-    groups = [{"params": weights, "factor": 1, "weight_decay": 1.3e-3}, {"params": biases, "factor": 64}]
-    optimizer = torch.optim.SGD(groups, args.lr, momentum=0.85, nesterov=True)
-    parts, state = {"model": net, "average": average, "optimizer": optimizer}, {"step": 0} | dict.fromkeys(CLOCKS, 0.0)
-    if args.resume:
-        state = run.restore(parts)
-        run.rewind_log(state["step"])
-    else:
-        run.begin()
-    began = {key: clock() - state[key] for key, clock in CLOCKS.items()}
-    per_epoch = len(images) // args.batch_size  # the last, incomplete batch is dropped
-    total = args.epochs * per_epoch
-    mirrored = torch.rand(len(images), generator=devices.generator("cpu", args.seed, "mirror")).to(device) < 0.5
-    with runs.stop_on_signal() as stop, tqdm(total=total, initial=state["step"], unit="step") as bar:
-        for step in range(state["step"], total):
-            done, (epoch, i) = step + 1, divmod(step, per_epoch)
-            order = torch.randperm(len(images), generator=devices.generator("cpu", args.seed, "order", epoch))
-            index = order[i * args.batch_size :][: args.batch_size].to(device)
-            noise = devices.generator(device, args.seed, "shift", step)
-            shift = torch.randint(0, 5, (2, args.batch_size), device=device, generator=noise)
-            x, y = shifted(data.batch(images, index, mirrored[index] ^ bool(epoch % 2)), shift), labels[index]
-            factor = min((step + 1) / (0.2 * total + 1), (total - step) / (0.8 * total))  # up for a fifth, then down
+    """Train `net` to args.epochs, with --resume from the checkpoint. -> its slow weights, seconds."""
+    average = copy.deepcopy(net)
+    optimizer = make_optimizer(net, args.lr)
+    parts = {"model": net, "average": average, "optimizer": optimizer}
+    coin = devices.generator("cpu", args.seed, "mirror")
+    mirrored = torch.rand(len(images), generator=coin).to(images.device) < 0.5  # in even epochs; in odd ones the others
+    with Loop.of_epochs(run, args, parts, images, "lower --lr") as loop:
+        for step in loop:
+            rows = loop.rows(images)
+            flip = mirrored[rows] ^ bool(loop.epoch() % 2)
+            shift = torch.randint(0, 5, (2, len(rows)), device=images.device, generator=loop.generator("shift"))
+            x, y = shifted(data.batch(images, rows, flip), shift), labels[rows]
+            rise, fall = step / (0.2 * loop.total + 1), (loop.total - step + 1) / (0.8 * loop.total)
+            lr = min(rise, fall)  # up for a fifth of the steps, then down; a share of args.lr
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * group["factor"] * factor
+                group["lr"] = args.lr * group["factor"] * lr
             h = net.stem(x.contiguous(memory_format=torch.channels_last))  # whitening would magnify bfloat16's rounding
-            with devices.autocast(device, args.precision):
+            with devices.autocast(images.device, args.precision):
                 logits = net.logits(net.body(h))
             loss = F.cross_entropy(logits, y, label_smoothing=0.2)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if done % 5 == 0 or done == total:  # Lookahead: the slow weights follow, the fast ones go on from there
-                devices.average_weights(average, net, torch.tensor(0.77 * (done / total) ** 3, device=device))
+            if (
+                step % 5 == 0 or step == loop.total
+            ):  # Lookahead: slow weights follow, the fast go on there
+                devices.average_weights(average, net, torch.tensor(0.77 * (step / loop.total) ** 3, device=x.device))
                 net.load_state_dict(average.state_dict())
-            bar.update()
-            complete, stopping = i == per_epoch - 1, stop.requested and done < total
-            spent = {key: clock() - began[key] for key, clock in CLOCKS.items()}
-            if done % args.log_every == 0:  # the only time that the host waits for the device
+            if loop.logs():  # the only time that the host waits for the device
                 found = {"loss": loss.item(), "cross_entropy": F.cross_entropy(logits, y).item()}
                 found["accuracy"] = (logits.argmax(1) == y).double().mean().item()
-                runs.check_finite(found["loss"], done, "lower --lr")
-                run.log(step=done, epoch=done / per_epoch, lr=args.lr * factor, **spent, **found)
-                bar.set_postfix(found)
-            if complete or stopping:
-                glimpse = evaluate(average, test[:1000], test_labels[:1000])
-                runs.check_finite(glimpse["cross_entropy"], done, "lower --lr")  # what is saved must be finite
-                run.save(done, parts=parts, **spent)
-            if complete:
-                run.log(step=done, epoch=epoch + 1, **glimpse)
-            if stopping:
-                run.stop(done, total)
-    return average, {key: clock() - began[key] for key, clock in CLOCKS.items()}
+                loop.log(lr=args.lr * lr, **found)
+                loop.show(f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.3f}")
+            if loop.saves():
+                loop.save(evaluate(average, test[:SEEN], test_labels[:SEEN]))
+    return average, loop.spent()
 
 
 def main(argv=None):
@@ -175,7 +160,7 @@ def main(argv=None):
     device = devices.start(args.device, args.precision)
     run = runs.Run(args, "classifier.py")
     images, labels, test, test_labels = data.splits(args, device)
-    runs.check_batch(args.batch_size, len(images))
+    check_batch(args.batch_size, len(images))
     classes = int(torch.cat([labels, test_labels]).max()) + 1
     if classes < 2:
         raise runs.UserError(f"--data {args.data} has one class: put the images of each class into a sub-folder")
@@ -186,10 +171,11 @@ def main(argv=None):
     net, spent = train(args, run, net, images, labels, test, test_labels)
     metrics = {**evaluate(net, test, test_labels), "parameters": sum(p.numel() for p in net.parameters()), **spent}
     runs.write_json(run / "metrics.json", metrics)
-    pictures.plot_curves(run.read_log(), run / "curves.png", {"accuracy": "accuracy", "cross_entropy": "nats per image"})
+    titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
+    pictures.plot_curves(run.read_log(), run / "curves.png", titles)
     export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
-    run.summary(title, metrics, ["curves.png"])
+    run.summary(title, metrics)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How well a linear classifier reads the class from an encoder's codes; and the ceiling, the same encoder with labels.
+"""How well a linear classifier reads the class from an encoder's codes; and, as a reference, the encoder with labels.
 
     python probe.py runs/vae                         # a run's folder or checkpoint, of vae.py or vae_gan.py
     python probe.py runs/vae --latent sample --layer # also one sample of q(z|x), and the 1024 features below mu
     python probe.py runs/vae --against runs/other    # McNemar's test on the same test images
     python probe.py --supervised                     # encoder and linear layer trained end to end with labels
+    python probe.py --supervised --resume            # go on after Ctrl-C or a crash
     python probe.py runs/supervised                  # that encoder's mu, frozen, like any other's
 
 The classifier is one linear layer with softmax on frozen features, fitted to the labels of all training images. The
@@ -12,10 +13,9 @@ solved to a gradient of about zero by full-batch L-BFGS with the strong Wolfe li
 in float64. The weight decay is the one of GRID with the lowest cross-entropy on a tenth of the training images, held
 out for that (5,000 of CIFAR-10's); then all of them are fitted. Test labels serve the accuracy alone.
 
-Rows to compare with, on CIFAR-10's test images at 128 dimensions, seed 0: raw pixels 41.5 %, their first principal
-components 40.5 %, mu of an untrained encoder 38.6 %. They take minutes on a CPU, once, and are kept in
-runs/probe-baselines.json; after that a probe takes 26 s of one core (AMD EPYC, torch 2.13.0+cpu, 2026-11-24).
-The ceiling with --holdout 5000 --precision bf16: 76.4 % after 5 epochs (113 s of one core), 77.9 % after 10 (197 s).
+Rows to compare with (raw pixels, their principal components, mu of an untrained encoder) take minutes on a CPU, once,
+and are kept in runs/probe-baselines.json; after that a probe took 26 s of one core (AMD EPYC with bf16, torch
+2.13.0+cpu, 2026-11-24). Accuracies are in REPORT.md.
 """
 
 import contextlib
@@ -23,18 +23,15 @@ import hashlib
 import json
 import math
 import time
-from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import nn
-from tqdm import tqdm
 
-import sampling
 import vae
 from common import data, devices, pictures, runs, shapes
+from common.loop import Loop, add_training_flags, check_batch
+from common.scores import mcnemar, score
 
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -43,27 +40,28 @@ CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     parser.add_argument("checkpoint", nargs="?", help="a run's folder, or its checkpoint.pt")
-    parser.add_argument("--name", type=runs.run_name, help="results go to runs/NAME; default: the run's and -probe")
-    parser.add_argument("--seed", type=runs.number(int, 0), default=0, help="seed of every random draw")
-    parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
+    runs.add_run_flags(parser, name=None)  # the default depends on what is asked for
     parser.add_argument("--against", help="another run: McNemar's test between the two")
     parser.add_argument("--latent", choices=["mu", "sample"], default="mu", help="sample: a row for z ~ q(z|x), too")
     parser.add_argument("--layer", action="store_true", help="a row for the 1024 features below mu, too")
     data.add_flags(parser)
-    parser.set_defaults(data=None, data_dir=None, holdout=None)  # the checkpoint's
-    # the ceiling
     parser.add_argument("--supervised", action="store_true", help="train an encoder with labels instead")
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of its mu")
-    parser.add_argument("--epochs", type=runs.number(int, 1), default=10, help="passes over the training images")
-    parser.add_argument("--batch-size", type=runs.number(int, 2), default=128, help="images a step")
-    parser.add_argument("--lr", type=runs.number(float, above=0), default=1e-3, help="Adam's peak rate; half a cosine")
-    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="fp32", help="of the training")
+    add_training_flags(parser, epochs=10, batch_size=128, lr=1e-3)
     args = parser.parse_args(argv)
     if args.supervised == (args.checkpoint is not None):
         raise runs.UserError("give either a checkpoint to probe or --supervised (--help lists the flags)")
     if args.supervised and args.against:
         raise runs.UserError("--against compares checkpoints: train with --supervised first, then compare its run")
-    return args
+    if args.supervised:
+        parser.set_defaults(name="supervised")
+        return runs.parse(parser, argv, may_differ=("data_dir",))
+    if args.resume:
+        raise runs.UserError("--resume continues a training with --supervised; a probe begins anew and takes seconds")
+    saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
+    parser.set_defaults(name=f"{run_name(args.checkpoint)}-probe")
+    parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "holdout") if key in saved})
+    return parser.parse_args(argv)
 
 
 # --- the classifier -----------------------------------------------------------------------------------------------
@@ -150,50 +148,12 @@ def classify(train, labels, test, classes, seed):
     return (test_x @ w + b).argmax(1).cpu(), facts | {"seconds": time.perf_counter() - began}
 
 
-# --- statistics ---------------------------------------------------------------------------------------------------
-
-
-def wilson(right, n, z=1.96):
-    """The 95 % interval of a share of which `right` of n were seen, in per cent.  Wilson 1927."""
-    p, denominator = right / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (centre - half), 100 * (centre + half)
-
-
-def mcnemar(first, second):
-    """Two classifiers on the same images, by the images on which just one of them is right.  McNemar 1947.
-
-    first, second: (N,) bool, right or not -> difference of the accuracies in points, its 95 % interval, the exact
-    two-sided p-value of both being equally good
-    """
-    n = len(first)
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    one = only_first + only_second
-    difference = (only_first - only_second) / n
-    half = 1.96 * math.sqrt(max(one / n - difference**2, 0) / n)
-    p = binomtest(only_first, one).pvalue if one else 1.0
-    return {
-        "only_first_right": only_first,
-        "only_second_right": only_second,
-        "difference": 100 * difference,
-        "interval": [100 * (difference - half), 100 * (difference + half)],
-        "p_value": float(p),
-    }
-
-
-def score(predicted, labels):
-    right = int((predicted == labels).sum())
-    return {"accuracy": 100 * right / len(labels), "interval": wilson(right, len(labels))}
-
-
 # --- features -----------------------------------------------------------------------------------------------------
 
 
 def run_name(path):
     """The name of the run to which a folder or checkpoint.pt belongs."""
-    path = Path(path).resolve()
-    return path.name if path.is_dir() else path.parent.name
+    return runs.checkpoint_file(path).resolve().parent.name
 
 
 @torch.no_grad()
@@ -203,41 +163,38 @@ def below_mu(model, images, batch_size=500):
     return torch.cat([model.encoder.features(part.float() / 255) for part in images.split(batch_size)])
 
 
-def principal_components(train, test, dims, seed):
-    """Both (N, D) in the first `dims` principal components of `train`, by randomised iteration (Halko et al. 2011)."""
+def pixels(images):
+    """uint8 images -> (N, 3072) float32 in [0, 1]."""
+    return images.flatten(1).float() / 255
+
+
+def principal_directions(x, dims, seed):
+    """(D, dims): the first principal components of x (N, D), by randomised iteration (Halko et al. 2011)."""
     torch.manual_seed(seed)
-    _, _, vectors = torch.pca_lowrank(train, q=min(2 * dims, *train.shape), niter=4)
-    return train @ vectors[:, :dims], test @ vectors[:, :dims]
+    _, _, vectors = torch.pca_lowrank(x, q=min(2 * dims, *x.shape), niter=4)
+    return vectors[:, :dims]
 
 
-def baselines(images, labels, test, test_labels, latent_dim, classes, seed):
+def baselines(split, latent_dim, classes, seed):
     """{row: score} of what needs no training, from runs/probe-baselines.json where it has them."""
     cache = runs.ROOT / "probe-baselines.json"
     key = hashlib.sha256(repr((latent_dim, seed, GRID)).encode())
-    for tensor in (images, labels, test, test_labels):
+    for tensor in split:
         key.update(tensor.cpu().contiguous().numpy())
     known, key = {}, key.hexdigest()
     with contextlib.suppress(OSError, json.JSONDecodeError):
         known = json.loads(cache.read_text())
     if key not in known:
-        pixels = [part.flatten(1).float() / 255 for part in (images, test)]
+        directions = principal_directions(pixels(split.images), latent_dim, seed)
         torch.manual_seed(seed)
-        untrained = vae.VAE(latent_dim).to(images.device)
-        features = {
-            "raw pixels": pixels,
-            "principal components": principal_components(*pixels, latent_dim, seed),
-            "untrained encoder": [sampling.encode(untrained, part) for part in (images, test)],
-        }
-        rows = {}
-        for name, (train, held) in features.items():
-            predicted, facts = classify(train, labels, held, classes, seed)
-            rows[name] = score(predicted, test_labels.cpu()) | facts
-        known[key] = rows
+        untrained = vae.VAE(latent_dim).to(split.images.device)
+        scores = Scores(split, classes, seed)
+        scores.add("raw pixels", pixels)
+        scores.add("principal components", lambda x: pixels(x) @ directions)
+        scores.add("untrained encoder", lambda x: vae.encode(untrained, x))
+        known[key] = scores.rows
         runs.write_json(cache, known)
     return known[key]
-
-
-# --- pictures -----------------------------------------------------------------------------------------------------
 
 
 def class_names(data_name, classes):
@@ -245,153 +202,123 @@ def class_names(data_name, classes):
     return [*names, *map(str, range(len(names), classes))]
 
 
-def plot_confusion(predicted, labels, names, path):
-    """Rows true, columns predicted, per cent of the true class -> one PNG."""
-    counts = torch.zeros(len(names), len(names)).index_put_((labels, predicted), torch.ones(len(labels)), True)
-    share = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
-    figure, ax = plt.subplots(figsize=(6.4, 5.6), dpi=100, layout="constrained")
-    ax.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
-    for i, row in enumerate(share.tolist()):
-        for j, value in enumerate(row):
-            ax.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", size=9)
-    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xlabel="predicted", ylabel="true", title="per cent of the true class")
-    pictures.save_figure(figure, path)
+# --- the reference: the same encoder with labels --------------------------------------------------------------------
 
 
-def discriminants(x, y, classes):
-    """The two directions (D, 2) that separate the classes best, against the spread within them.  Fisher 1936."""
-    means = torch.stack([x[y == c].mean(0) for c in range(classes)])
-    inside = x - means[y]
-    root = torch.linalg.cholesky(inside.T @ inside / len(x) + 1e-6 * torch.eye(x.shape[1], dtype=x.dtype))
-    white = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)  # (D, classes)
-    _, vectors = torch.linalg.eigh(white @ white.T)
-    return torch.linalg.solve_triangular(root.T, vectors[:, -2:].flip(1), upper=True)
-
-
-def plot_latents(train, labels, test, test_labels, names, path, n=3000):
-    """Two planes fitted to training codes, with n test codes in them -> one PNG."""
-    train, test = (x.cpu() for x in standardise(train, test[:n]))
-    labels, test_labels = labels.cpu(), test_labels[:n].cpu()
-    _, axes = torch.linalg.eigh(torch.cov(train.T))
-    planes = {
-        "two principal components (no labels)": axes[:, -2:].flip(1),
-        "two linear discriminants (training labels)": discriminants(train, labels, len(names)),
-    }
-    figure, panels = plt.subplots(1, 2, figsize=(13, 5.6), dpi=100, layout="constrained")
-    for ax, (title, plane) in zip(panels, planes.items(), strict=True):
-        for c, name in enumerate(names):
-            points = (test[test_labels == c] @ plane).T.numpy()
-            ax.scatter(*points, s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name)
-        ax.set(title=f"mu of test images, {title}", xticks=[], yticks=[])
-    panels[1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
-    pictures.save_figure(figure, path)
-
-
-# --- the ceiling --------------------------------------------------------------------------------------------------
-
-
-def train_supervised(args, run, device, images, labels, classes):
+def train_supervised(args, run, images, labels, classes):
     """Encoder and linear layer on mu, end to end with labels: cross-entropy, flips. -> model, the layer, seconds."""
+    device = images.device
     torch.manual_seed(args.seed)
     model, layer = vae.VAE(args.latent_dim).to(device), nn.Linear(args.latent_dim, classes).to(device)
     optimizer = devices.adam([*model.encoder.parameters(), *layer.parameters()], args.lr, device)
-    per_epoch = len(images) // args.batch_size
-    total = args.epochs * per_epoch
-    run.begin()
+    parts = {"average": model, "layer": layer, "optimizer": optimizer}  # "average": what vae.load reads
     model.train()
-    began, recent = time.perf_counter(), torch.zeros((), device=device)
-    for step in tqdm(range(total), unit="step", dynamic_ncols=True):
-        epoch, i = divmod(step, per_epoch)
-        if i == 0:
-            shuffle = devices.generator("cpu", args.seed, "order", epoch)
-            order = torch.randperm(len(images), generator=shuffle).to(device)
-        noise = devices.generator(device, args.seed, "noise", step)
-        flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
-        index = order[i * args.batch_size : (i + 1) * args.batch_size]
-        devices.set_lr(optimizer, devices.learning_rate(step, total, args.lr, "cosine"))
-        optimizer.zero_grad(set_to_none=True)
-        with devices.autocast(device, args.precision):
-            logits = layer(model.encoder(data.batch(images, index, flip))[0])
-        loss = F.cross_entropy(logits.float(), labels[index])
-        loss.backward()
-        optimizer.step()
-        recent += loss.detach()
-        if (step + 1) % per_epoch == 0:
-            mean = recent.item() / per_epoch
-            runs.check_finite(mean, step + 1, "lower --lr")
-            run.log(step=step + 1, epoch=epoch + 1, loss=mean)
-            recent.zero_()
-    seconds = time.perf_counter() - began
-    run.save(total, seconds, {"average": model, "layer": layer})
-    return model.eval(), layer, seconds
+    with Loop.of_epochs(run, args, parts, images, "lower --lr") as loop:
+        for step in loop:
+            flip = torch.rand(args.batch_size, device=device, generator=loop.generator("noise")) < 0.5
+            rows = loop.rows(images)
+            devices.set_lr(optimizer, devices.learning_rate(step, loop.total, args.lr, "cosine"))
+            optimizer.zero_grad(set_to_none=True)
+            with devices.autocast(device, args.precision):
+                logits = layer(model.encoder(data.batch(images, rows, flip))[0])
+            loss = F.cross_entropy(logits.float(), labels[rows])
+            loss.backward()
+            optimizer.step()
+            loop.add({"loss": loss.detach()})
+            if loop.logs():
+                loop.log(**loop.means())
+            if loop.saves():
+                loop.save({"last_batch_loss": loss.item()})  # refused when not finite
+    return model.eval(), layer, loop.spent()
 
 
 # --- main ---------------------------------------------------------------------------------------------------------
 
 
+class Scores:
+    """The table of a probe: linear classifiers on features of the same images, a row each."""
+
+    def __init__(self, split, classes, seed):
+        self.split, self.classes, self.seed = split, classes, seed
+        self.rows = {}
+
+    def add(self, row, features):
+        """Fit to features(training images), score on features(test images) -> the predicted classes of the latter."""
+        train, test = features(self.split.images), features(self.split.test)
+        predicted, facts = classify(train, self.split.labels, test, self.classes, self.seed)
+        self.rows[row] = score(predicted, self.split.test_labels) | facts
+        return predicted
+
+
+def probe(args, split, classes):
+    """Rows of the checkpoint's features. -> metrics, mu of training and test images, the classes predicted from mu."""
+    model, _ = vae.load(args.checkpoint, split.images.device)
+    scores = Scores(split, classes, args.seed)
+    predicted = scores.add("mu", lambda x: vae.encode(model, x))
+    if args.latent == "sample":
+        scores.add("z ~ q(z|x)", lambda x: vae.encode(model, x, args.seed))
+    if args.layer:
+        scores.add("layer below mu", lambda x: below_mu(model, x))
+    scores.rows |= baselines(split, model.encoder.mu.out_features, classes, args.seed)
+    metrics = {"checkpoint": args.checkpoint}
+    if args.against:
+        other, _ = vae.load(args.against, split.images.device)
+        theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
+        truth = split.test_labels.cpu()
+        metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
+    return metrics | {"rows": scores.rows}, model, predicted
+
+
+def supervised(args, run, split, classes):
+    """The reference: trained and scored. -> metrics, the encoder, the classes predicted of the test images."""
+    check_batch(args.batch_size, len(split.images))
+    model, layer, spent = train_supervised(args, run, split.images, split.labels, classes)
+    with torch.no_grad():
+        predicted = layer(vae.encode(model, split.test)).argmax(1).cpu()
+    row = score(predicted, split.test_labels.cpu()) | {"dims": args.latent_dim, **spent}
+    return {"rows": {"supervised": row}}, model, predicted
+
+
 def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision)
-    if args.supervised:
-        args.name, saved = args.name or "supervised", {}
-    else:
-        model, saved = vae.load(args.checkpoint, device)
-        args.name = args.name or f"{run_name(args.checkpoint)}-probe"
-    for key, default in {"data": "cifar10", "data_dir": "data", "holdout": 0}.items():
-        if getattr(args, key) is None:
-            setattr(args, key, saved.get(key, default))
     run = runs.Run(args, "probe.py")
-    images, labels, test, test_labels = data.splits(args, device)
-    classes = int(max(labels.max(), test_labels.max())) + 1
-    if classes < 2 or len(labels.unique()) < classes or len(images) < 10:
+    split = data.splits(args, device)
+    classes = int(max(split.labels.max(), split.test_labels.max())) + 1
+    if classes < 2 or len(split.labels.unique()) < classes or len(split.images) < 10:
         raise runs.UserError(
-            f"the {len(images)} training images of --data {args.data} have {len(labels.unique())} classes: it takes "
-            "ten images, and some of each of at least two classes"
+            f"the {len(split.images)} training images of --data {args.data} have {len(split.labels.unique())} classes: "
+            "it takes ten images, and some of each of at least two classes"
         )
-    names, truth = class_names(args.data, classes), test_labels.cpu()
-    rows, metrics = {}, {"data": args.data, "holdout": args.holdout, "images": len(images), "test_images": len(test)}
-
-    def add(row, train, held):
-        predicted, facts = classify(train, labels, held, classes, args.seed)
-        rows[row] = score(predicted, truth) | facts
-        return predicted
-
     if args.supervised:
-        model, layer, seconds = train_supervised(args, run, device, images, labels, classes)
-        codes, test_codes = sampling.encode(model, images), sampling.encode(model, test)
-        predicted = layer(test_codes).argmax(1).cpu()
-        rows["supervised"] = score(predicted, truth) | {"dims": args.latent_dim, "seconds": seconds}
+        found, model, predicted = supervised(args, run, split, classes)
     else:
-        metrics["checkpoint"] = args.checkpoint
-        codes, test_codes = sampling.encode(model, images), sampling.encode(model, test)
-        predicted = add("mu", codes, test_codes)
-        if args.latent == "sample":
-            add("z ~ q(z|x)", *(sampling.encode(model, part, args.seed) for part in (images, test)))
-        if args.layer:
-            add("layer below mu", below_mu(model, images), below_mu(model, test))
-        rows |= baselines(images, labels, test, test_labels, codes.shape[1], classes, args.seed)
-    if args.against:
-        other, _ = vae.load(args.against, device)
-        theirs = add(f"mu of {run_name(args.against)}", *(sampling.encode(other, part) for part in (images, test)))
-        metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
-
+        run.write_args()
+        found, model, predicted = probe(args, split, classes)
+    names, truth = class_names(args.data, classes), split.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}
-    metrics |= {"rows": rows, "per_class": per_class, "versions": runs.versions()}
-    plot_confusion(predicted, truth, names, run / "confusion.png")
-    plot_latents(codes, labels, test_codes, truth, names, run / "latents.png")
+    metrics = {"data": args.data, "holdout": args.holdout, "images": len(split.images), "test_images": len(truth)}
+    metrics |= found | {"per_class": per_class, "versions": runs.versions()}
     runs.write_json(run / "metrics.json", metrics)
-    print(f"\n{run.folder}: {args.data}, accuracy in per cent on {len(test)} images, 95 % interval")
-    for row, found in rows.items():
-        print(f"  {row:26} {found['accuracy']:6.2f}  {found['interval'][0]:.2f} to {found['interval'][1]:.2f}", end="")
-        print(f"  {found['dims']} dimensions, {found['seconds']:.0f} s")
-    print("  by class: " + ", ".join(f"{name} {value:.1f}" for name, value in per_class.items()))
-    if args.against:
-        m = metrics["against"]
-        print(f"  against {m['checkpoint']}: {m['difference']:+.2f} points, 95 % {m['interval'][0]:+.2f} to ", end="")
-        print(f"{m['interval'][1]:+.2f}; McNemar's exact p = {m['p_value']:.2g}")
+    pictures.plot_confusion(predicted, truth, names, run / "confusion.png")
+    codes, test_codes = standardise(vae.encode(model, split.images), vae.encode(model, split.test))
+    pictures.plot_latents(codes, split.labels, test_codes, truth, names, run / "latents.png")
+    print_table(run, args, metrics)
+
+
+def print_table(run, args, metrics):
+    print(f"\n{run.folder}: {args.data}, accuracy in per cent on {metrics['test_images']} images, 95 % interval")
+    for row, found in metrics["rows"].items():
+        low, high = found["interval"]
+        facts = f"{found['dims']} dimensions, {found['seconds']:.0f} s"
+        print(f"  {row:26} {found['accuracy']:6.2f}  {low:.2f} to {high:.2f}  {facts}")
+    print("  by class: " + ", ".join(f"{name} {value:.1f}" for name, value in metrics["per_class"].items()))
+    if "against" in metrics:
+        test = metrics["against"]
+        low, high = test["interval"]
+        words = f"{test['difference']:+.2f} points, 95 % {low:+.2f} to {high:+.2f}"
+        print(f"  against {test['checkpoint']}: {words}; McNemar's exact p = {test['p_value']:.2g}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ what is measured are averaged weights. REPORT.md's appendix says how rate, sched
 
 import copy
 import math
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -294,7 +293,7 @@ def evaluate(vae, images, seed, batch_size=500):
 
 def load(path, device):
     """A run's folder or its checkpoint.pt -> its averaged VAE on `device`, and the run's flags. Raises UserError."""
-    file = Path(path) / "checkpoint.pt" if Path(path).is_dir() else Path(path)
+    file = runs.checkpoint_file(path)
     state = runs.load_checkpoint(file)
     if "average" not in state or "latent_dim" not in state["args"]:
         raise UserError(f"{file} holds no encoder and decoder: give a run of vae.py or of a script built on it")

@@ -42,17 +42,16 @@ RMSProp) and |w| <= 0.1 (0.01).
 
 import copy
 import math
-import time
 from argparse import BooleanOptionalAction
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 import torch
-from PIL import Image
 from torch import nn
 
 from common import devices, pictures, runs
+from common.loop import Loop
 from common.two_gaussians import MEANS, goals, measure, nearest_mode, sample_real
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
@@ -66,6 +65,7 @@ def parse_args(argv=None):
     add, positive, count = parser.add_argument, runs.number(float, above=0), runs.number(int, 1)
     add("--iterations", type=count, default=5000, help="generator steps; the learning rates fall linearly to zero")
     add("--plot-every", type=count, default=500, help="generator steps between plots, measurements and checkpoints")
+    add("--log-every", type=count, default=50, help="generator steps between lines of log.jsonl")
     add("--threads", type=count, default=1, help="CPU threads; so small a network gains nothing from more")
     add("--sample", type=count, metavar="N", help="only draw N samples from runs/NAME into samples.npy and samples.png")
     # data
@@ -166,7 +166,7 @@ def set_gradients(module, loss):
 
 
 def make_steps(args, generator, critic, averaged, generator_optimizer, critic_optimizer):
-    """-> critic_steps(x_real, z, mix), generator_step(z, keep). They draw nothing and read nothing back: capturable.
+    """-> critic_steps(x_real, z, mix), generator_step(z, decay). They draw nothing and read nothing back: capturable.
 
     critic_steps: x_real (K, B, 2), z (K, B, Z), mix (K, B) -> the last step's Wasserstein estimate and x_interp.
     """
@@ -189,10 +189,10 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
                         parameter.clamp_(-args.clip, args.clip)
         return estimate.detach(), torch.lerp(real, x_fake[-1], share[:, None])
 
-    def generator_step(z, keep):  # lines 11 and 12; keep: the average's decay, a scalar tensor
+    def generator_step(z, decay):  # lines 11 and 12; decay: the average's, a scalar tensor
         set_gradients(generator, -critic(generator(z)).mean())
         generator_optimizer.step()
-        devices.average_weights(averaged, generator, keep)
+        devices.average_weights(averaged, generator, decay)
 
     return critic_steps, generator_step
 
@@ -230,17 +230,6 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
         axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
     pictures.save_figure(figure, path, dpi=75)
-
-
-def write_gif(frames, path):
-    """One animation of pictures of equal size; the last one stays longer."""
-    pictures = []
-    for frame in frames:
-        with Image.open(frame) as picture:
-            pictures.append(picture.convert("RGB").quantize(48, dither=Image.Dither.NONE))
-    durations = [600] * (len(pictures) - 1) + [2500]
-    with runs.writing(path) as part:
-        pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def plot_curves(records, truth, sigma, path):
@@ -296,93 +285,76 @@ def sampler(generator, args, device):
     return torch.no_grad()(lambda n, stream: generator(sample_latent(n, args.latent_dim, stream).to(device)).cpu())
 
 
-def iterate(args, device, step, critic_steps, generator_step):
-    """One generator iteration: one draw for all of it, K critic steps, one generator step. -> critic_steps' result."""
+def draw_batches(args, device, step):
+    """All that a generator iteration draws -> x_real (K, B, 2), z (K, B, Z), mix (K, B); the generator's z (B, Z)."""
     stream, shape = devices.generator(device, args.seed, "train", step), (args.critic_steps, args.batch_size)
     n = math.prod(shape)
     x_real = sample_real(n, args.sigma, stream, device).view(*shape, 2)
     z = sample_latent(n + args.batch_size, args.latent_dim, stream, device)
-    result = critic_steps(x_real, z[:n].view(*shape, -1), torch.rand(shape, generator=stream, device=device))
-    keep = min(args.ema, step / (step + 9))  # a window of a ninth of the past: an early average is soon forgotten
-    generator_step(z[n:], torch.tensor(keep, device=device))
-    return result
+    mix = torch.rand(shape, generator=stream, device=device)
+    return (x_real, z[:n].view(*shape, -1), mix), z[n:]
 
 
-def train(args):
-    """Train and measure; -> metrics. Leaves pictures, log, metrics and checkpoint in runs/NAME."""
-    device = devices.start(args.device, capture=args.capture)
-    torch.set_num_threads(args.threads)
-    run, models = runs.Run(args, "wgan_gp.py"), build(args, device)
+def train(args, run, device):
+    """Train to args.iterations; leaves density_*.png, log, checkpoint. -> both players, the average, and seconds."""
+    models = build(args, device)
     critic, sample = models["critic"], sampler(models["averaged"], args, device)
-    steps = make_steps(args, **models)
-    done, before, began = 0, 0.0, time.perf_counter()
-    if args.resume:
-        state = run.restore(models)
-        done, before = state["step"], state["seconds"]
-        run.rewind_log(done)
-    else:
-        run.begin()
+    critic_steps, generator_step = make_steps(args, **models)
     if args.capture:
-        steps = [devices.Captured(step) for step in steps]
+        critic_steps, generator_step = devices.Captured(critic_steps), devices.Captured(generator_step)
+    advice = "lower --lr and --critic-lr"
+    with Loop(run, args, models, device, args.iterations, args.plot_every, advice) as loop:
+        for step in loop:
+            rest = 1 - (step - 1) / args.iterations  # the rates fall linearly to zero
+            devices.set_lr(models["generator_optimizer"], args.lr * rest)
+            devices.set_lr(models["critic_optimizer"], args.critic_lr * rest)
+            batches, z = draw_batches(args, device, step)
+            estimate, x_interp = critic_steps(*batches)
+            generator_step(z, devices.average_decay(step, args.ema, device))
+            if loop.logs() or loop.complete():
+                norm = gradient_norm(critic, x_interp).mean().item()
+                loop.log(wasserstein=estimate.item(), gradient_norm=norm)
+            if loop.saves():
+                found = {}
+                if loop.complete():
+                    found = measure(sample, args.sigma, 1, args.seed, "look", step)
+                    title, path = f"after {step} generator iterations", run / f"density_{step:06d}.png"
+                    picture(args, sample, title, path, critic_grid(critic, device))
+                    near = np.mean(found["w2_mode"])
+                    loop.say(f"Wasserstein estimate {estimate.item():.4f}, W2 in a mode {near:.4f}")
+                loop.save(found)
+    return models, loop.spent()
+
+
+def picture(args, sample, title, path, grid=None):
+    """plot_density of N_PLOT samples, the same z and the same real samples in every picture."""
+    x = sample(N_PLOT, devices.generator("cpu", args.seed, "plot latent")).numpy()
+    x_real = sample_real(N_PLOT, args.sigma, devices.generator("cpu", args.seed, "plot")).numpy()
+    plot_density(x, x_real, args.sigma, title, path, grid)
+
+
+def report(args, run, models, spent, device):
+    """What a finished training leaves: metrics.json, final.png, training.gif, curves.png, and the goals on screen."""
+    sample = sampler(models["averaged"], args, device)
+    metrics = measure(sample, args.sigma, DRAWS, args.seed, "end")
     # What real samples measure against real samples: no generator can be asked for less.
     truth = measure(lambda n, stream: sample_real(n, args.sigma, stream), args.sigma, DRAWS, args.seed, "truth")
     floors = {"w2_floor": truth["w2"], "w2_mode_floor": float(np.mean(truth["w2_mode"]))}
-    x_real = sample_real(N_PLOT, args.sigma, devices.generator("cpu", args.seed, "plot")).numpy()
-
-    def seconds():
-        return before + time.perf_counter() - began
-
-    def look(step, path):
-        x = sample(N_PLOT, devices.generator("cpu", args.seed, "plot latent")).numpy()  # the same z in every picture
-        plot_density(x, x_real, args.sigma, f"after {step} generator iterations", path, critic_grid(critic, device))
-
-    def save(step):
-        run.save(step, seconds(), models)
-
-    with runs.stop_on_signal() as stop:
-        for step in range(done + 1, args.iterations + 1):
-            decay = 1 - (step - 1) / args.iterations
-            devices.set_lr(models["generator_optimizer"], args.lr * decay)
-            devices.set_lr(models["critic_optimizer"], args.critic_lr * decay)
-            estimate, x_interp = iterate(args, device, step, *steps)
-            plot = step % args.plot_every == 0 or step == args.iterations
-            if plot or step % 50 == 0:
-                value = estimate.item()
-                runs.check_finite(value, step, "lower --lr and --critic-lr")
-                norm = gradient_norm(critic, x_interp).mean().item()
-                run.log(step=step, wasserstein=value, gradient_norm=norm)
-            if plot:
-                found = measure(sample, args.sigma, 1, args.seed, "look", step)
-                run.log(step=step, seconds=seconds(), **found, **floors)
-                look(step, run / f"density_{step:06d}.png")
-                print(
-                    f"{step}/{args.iterations}  Wasserstein estimate {value:.4f}  gradient norm {norm:.2f}  "
-                    f"W2 in a mode {np.mean(found['w2_mode']):.4f} (floor {floors['w2_mode_floor']:.4f})  "
-                    f"bridge {found['bridge']:.4f}  {seconds():.0f} s",
-                    flush=True,
-                )
-                save(step)
-            if stop.requested:
-                save(step)
-                run.stop(step, args.iterations)
-
-    metrics = measure(sample, args.sigma, DRAWS, args.seed, "end") | floors | {"truth": truth}
-    look(args.iterations, run / "final.png")
-    write_gif(sorted(run.folder.glob("density_*.png")), run / "training.gif")
-    plot_curves(run.read_log(), truth, args.sigma, run / "curves.png")
-    metrics["seconds"] = seconds()
+    metrics |= floors | {"truth": truth} | spent
     runs.write_json(run / "metrics.json", metrics)
+    title = f"after {args.iterations} generator iterations"
+    picture(args, sample, title, run / "final.png", critic_grid(models["critic"], device))
+    pictures.write_gif(sorted(run.folder.glob("density_*.png")), run / "training.gif")
+    plot_curves(run.read_log(), truth, args.sigma, run / "curves.png")
     print(f"\n{'at most':>52} {'here':>8} {'truth':>8}")
     best = [value for _, value, _ in goals(truth | floors, args.sigma)]
     for (what, value, bound), true in zip(goals(metrics, args.sigma), best, strict=True):
         print(f"{what:44} {bound:7.3f} {value:8.4f} {true:8.4f}  {'met' if value <= bound else 'missed'}")
     print(f"{run.folder}: {metrics['seconds']:.0f} s; final.png, training.gif, curves.png, metrics.json")
-    return metrics
 
 
-def draw(args):
+def draw(args, run, device):
     """--sample: N samples of the averaged generator, in runs/NAME/samples.npy (N, 2) float32 and samples.png."""
-    device, run = devices.start(args.device), runs.Run(args, "wgan_gp.py")
     averaged = build(args, device)["averaged"]
     run.restore({"averaged": averaged})
     x = sampler(averaged, args, device)(args.sample, devices.generator("cpu", args.seed, "sample")).numpy()
@@ -393,9 +365,16 @@ def draw(args):
     print(f"{run / 'samples.npy'}: {len(x)} x 2; {run / 'samples.png'} shows {min(N_PLOT, len(x))} of them")
 
 
-def main():
-    args = parse_args()
-    draw(args) if args.sample else train(args)
+def main(argv=None):
+    args = parse_args(argv)
+    device = devices.start(args.device, capture=args.capture)
+    torch.set_num_threads(args.threads)
+    run = runs.Run(args, "wgan_gp.py")
+    if args.sample:
+        draw(args, run, device)
+        return
+    models, spent = train(args, run, device)
+    report(args, run, models, spent, device)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ is no loader, no worker process and no copy from the host in a training step.
 import hashlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,8 +40,17 @@ def add_flags(parser):
     )
 
 
+class Split(NamedTuple):
+    """Images (N, 3, 32, 32) uint8 and labels (N,) int64, to train on and to measure on."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+
+
 def splits(args, device):
-    """-> train images, train labels, test images, test labels, as --data, --limit and --holdout say.
+    """-> `Split`, as --data, --limit and --holdout say.
 
     With --holdout N the "test" images are the last N training images, which are then not trained on: that is how
     defaults are chosen here without a look at the test split. Raises UserError.
@@ -54,7 +64,7 @@ def splits(args, device):
         train, train_labels = train[: -args.holdout], train_labels[: -args.holdout]
     else:
         test, test_labels = ranks.main_first(lambda: load(*where, "test", device))
-    return train[: args.limit], train_labels[: args.limit], test, test_labels
+    return Split(train[: args.limit], train_labels[: args.limit], test, test_labels)
 
 
 def load(name, data_dir, split, device="cpu"):

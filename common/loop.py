@@ -119,12 +119,16 @@ class Loop:
         """A torch.Generator for this step's draws, on the loop's device."""
         return devices.generator(self.device, self.args.seed, purpose, self.step - 1)
 
+    def epoch(self):
+        """Which pass over the images this step belongs to, from 0."""
+        return (self.step - 1) // self.per_epoch
+
     def rows(self, images):
         """The indices (batch_size,) of this step's batch in images (N, ...), on their device.
 
         Each epoch has an order of its own; the last, incomplete batch is dropped.
         """
-        epoch, i = divmod(self.step - 1, self.per_epoch)
+        epoch, i = self.epoch(), (self.step - 1) % self.per_epoch
         if self.order_epoch != epoch:
             shuffle = devices.generator("cpu", self.args.seed, "order", epoch)
             self.order, self.order_epoch = torch.randperm(len(images), generator=shuffle).to(images.device), epoch

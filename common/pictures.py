@@ -80,3 +80,57 @@ def plot_rows(sets, path, title):
     whole = len(sets[0]) // columns * columns
     rows = zip(*(images[:whole].split(columns) for images in sets), strict=True)
     plot_grid(torch.cat([row for group in rows for row in group]), path, title, columns)
+
+
+def write_gif(frames, path):
+    """One animation of pictures of equal size; the last one stays longer."""
+    pictures = []
+    for frame in frames:
+        with Image.open(frame) as picture:
+            pictures.append(picture.convert("RGB").quantize(48, dither=Image.Dither.NONE))
+    durations = [600] * (len(pictures) - 1) + [2500]
+    with writing(path) as part:
+        pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+
+
+def plot_confusion(predicted, labels, names, path):
+    """Rows true, columns predicted, per cent of the true class -> one PNG."""
+    counts = torch.zeros(len(names), len(names)).index_put_((labels, predicted), torch.ones(len(labels)), True)
+    share = 100 * counts / counts.sum(1, keepdim=True).clamp(min=1)
+    figure, ax = plt.subplots(figsize=(6.4, 5.6), dpi=100, layout="constrained")
+    ax.imshow(share.numpy(), cmap="Blues", vmin=0, vmax=100)
+    for i, row in enumerate(share.tolist()):
+        for j, value in enumerate(row):
+            ax.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", size=9)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), names)
+    ax.set(xlabel="predicted", ylabel="true", title="per cent of the true class")
+    save_figure(figure, path)
+
+
+def discriminants(x, y, classes):
+    """The two directions (D, 2) that separate the classes best, against the spread within them.  Fisher 1936."""
+    means = torch.stack([x[y == c].mean(0) for c in range(classes)])
+    inside = x - means[y]
+    root = torch.linalg.cholesky(inside.T @ inside / len(x) + 1e-6 * torch.eye(x.shape[1], dtype=x.dtype))
+    white = torch.linalg.solve_triangular(root, (means - means.mean(0)).T, upper=False)  # (D, classes)
+    _, vectors = torch.linalg.eigh(white @ white.T)
+    return torch.linalg.solve_triangular(root.T, vectors[:, -2:].flip(1), upper=True)
+
+
+def plot_latents(train, labels, test, test_labels, names, path, n=3000):
+    """Two planes fitted to standardised training codes (N, D) float64, with n test codes in them -> one PNG."""
+    train, test, labels, test_labels = train.cpu(), test[:n].cpu(), labels.cpu(), test_labels[:n].cpu()
+    _, axes = torch.linalg.eigh(torch.cov(train.T))
+    planes = {
+        "two principal components (no labels)": axes[:, -2:].flip(1),
+        "two linear discriminants (training labels)": discriminants(train, labels, len(names)),
+    }
+    figure, panels = plt.subplots(1, 2, figsize=(13, 5.6), dpi=100, layout="constrained")
+    for ax, (title, plane) in zip(panels, planes.items(), strict=True):
+        for c, name in enumerate(names):
+            points = (test[test_labels == c] @ plane).T.numpy()
+            ax.scatter(*points, s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name)
+        ax.set(title=f"mu of test images, {title}", xticks=[], yticks=[])
+    panels[1].legend(markerscale=2, loc="center left", bbox_to_anchor=(1, 0.5))
+    save_figure(figure, path)

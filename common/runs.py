@@ -171,6 +171,12 @@ def save_checkpoint(path, state):
     write_bytes(path, buffer.getbuffer())
 
 
+def checkpoint_file(path):
+    """A run's folder or its checkpoint.pt -> the latter."""
+    path = Path(path)
+    return path / "checkpoint.pt" if path.is_dir() else path
+
+
 def load_checkpoint(path):
     """-> the saved dictionary, on the CPU. Raises UserError when there is none or it is not one of `Run.save`."""
     path = Path(path)
@@ -246,6 +252,10 @@ class Run:
             raise UserError(
                 f"cannot make {self.folder}: {error.strerror or error}; run from a folder you can write"
             ) from error
+        self.write_args()
+
+    def write_args(self):
+        """args.json: the flags, and what a result depends on besides them."""
         write_json(self / "args.json", {"script": self.script, **self.args, **versions()})
 
     def save(self, step, parts, **plain):
