@@ -157,7 +157,7 @@ def train(args, run, net, images, labels, test, test_labels):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = devices.start(args.device, args.precision)
+    device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "classifier.py")
     images, labels, test, test_labels = data.splits(args, device)
     check_batch(args.batch_size, len(images))

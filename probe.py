@@ -281,7 +281,7 @@ def supervised(args, run, split, classes):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = devices.start(args.device, args.precision)
+    device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "probe.py")
     split = data.splits(args, device)
     classes = int(max(split.labels.max(), split.test_labels.max())) + 1

@@ -367,7 +367,7 @@ def draw(args, run, device):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = devices.start(args.device, capture=args.capture)
+    device = devices.start(args.device, capture=args.capture, divides=False)
     torch.set_num_threads(args.threads)
     run = runs.Run(args, "wgan_gp.py")
     if args.sample:

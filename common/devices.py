@@ -35,13 +35,17 @@ def pick_device(name):
     return device
 
 
-def start(device_name, precision="fp32", capture=False):
+def start(device_name, precision="fp32", capture=False, divides=True):
     """Pick the device, join torchrun's group if there is one, set precision; -> torch.device.
+
+    divides: whether the script divides its work among torchrun's processes; one that does not refuses them.
 
     precision: fp32 (TF32 off), tf32, or bf16 (autocast, see `autocast`; what stays in float32 uses TF32).
     capture: whether a CUDA graph is wanted (see `Captured`). Raises UserError for what the device cannot do.
     """
     device = pick_device(device_name)
+    if not divides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise UserError("this script does not divide its work among processes: start it with python, not with torchrun")
     if precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is a mode of CUDA devices: omit it")
     if capture and (device.type != "cuda" or "RANK" in os.environ):

@@ -10,6 +10,7 @@ and pictures. Files appear whole or not at all: they are written beside their pl
 
 import argparse
 import contextlib
+import fcntl
 import io
 import json
 import math
@@ -226,12 +227,46 @@ def machine():
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
+LOCKS = {}  # file: the open lock, held until this process ends
+
+
+def lock(folder):
+    """Make this process the only one that works in `folder`, until it ends, however it ends. Raises UserError.
+
+    The lock is the operating system's (flock), on the file .NAME.lock beside the folder: what a crashed or killed
+    process leaves of it, an unlocked file, hinders nobody.
+    """
+    path = folder.absolute().with_name(f".{folder.name}.lock")
+    if path in LOCKS:
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "a+")
+    except OSError as error:
+        raise UserError(
+            f"cannot write in {folder.parent}: {error.strerror}; run from a folder you can write"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        holder = file.read().strip() or "another process"
+        file.close()
+        raise UserError(f"{folder} is in use by {holder}: wait until that ends, or give another --name") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
+    file.flush()
+    LOCKS[path] = file
+
+
 class Run:
-    """The folder runs/<name>/ and what goes into it. Only the main process writes."""
+    """The folder runs/<name>/ and what goes into it, locked while this process lives. Only the main process writes."""
 
     def __init__(self, args, script):
         self.folder, self.script = ROOT / args.name, script
         self.args = vars(args)
+        if ranks.is_main():
+            lock(self.folder)
 
     def __truediv__(self, name):
         return self.folder / name
