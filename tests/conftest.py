@@ -5,13 +5,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from helpers import ROOT, write_images
 
 from common import data, runs
 
-ROOT = Path(__file__).resolve().parents[1]
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """A test draws the same numbers whichever tests ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
@@ -35,12 +39,7 @@ def cifar_dir():
 @pytest.fixture
 def image_folder(tmp_path):
     """72 PNG images of two classes, which an encoder can tell apart."""
-    random = np.random.default_rng(0)
-    for i in range(72):
-        pixels = random.integers(0, 128, (32, 32, 3)) + 127 * (i % 2)
-        file = tmp_path / "images" / f"class{i % 2}" / f"{i:02d}.png"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.astype(np.uint8)).save(file)
+    write_images(tmp_path / "images")
     return tmp_path / "images"
 
 

@@ -5,16 +5,15 @@ pytest tests/test_contrastive.py
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_runs import torchrun
-from test_vae import QUICK, ROOT, equal, interrupt_after, losses, train, weights
+from helpers import ROOT, checkpoint, ctrl_c_in, log, same, torchrun
+from test_vae import QUICK, train
 
 import vae
-from common import contrastive, runs
+from common import contrastive, devices, runs
 
 NAMES = ("area", "ratio", "left", "top", "flip", "brightness", "contrast", "saturation", "hue", "grey")
 STILL = dict(zip(NAMES, (0, 0.5, 0.5, 0.5, 1, 0.5, 0.5, 0.5, 0.5, 1), strict=True))  # numbers that change nothing
@@ -26,6 +25,10 @@ def images(n=6, seed=0):
 
 def numbers(n=6, **changed):
     return torch.tensor([list((STILL | changed).values())]).expand(n, -1).float()
+
+
+def draw(n, seed, step):
+    return contrastive.draw(n, devices.generator("cpu", seed, "views", step))
 
 
 def grey(x):
@@ -147,7 +150,7 @@ def test_views_do_not_move_the_running_statistics():
 
 def test_the_term_compares_half_of_the_plain_images_code_with_its_views_in_float32():
     encoder, x = vae.Encoder(16).train(), images(8)
-    u = contrastive.draw(8, "cpu", 0, 0)
+    u = draw(8, 0, 0)
     with torch.autocast("cpu", torch.bfloat16):
         mu, _ = encoder(x)
         before = encoder.features[3].running_mean.clone()
@@ -165,7 +168,7 @@ def test_descending_the_term_brings_unseen_views_together():
     optimizer = torch.optim.Adam(encoder.parameters(), 1e-3)
     values = []
     for step in range(12):
-        value = contrastive.term(encoder, x, encoder(x)[0], contrastive.draw(32, "cpu", 0, step)).mean()
+        value = contrastive.term(encoder, x, encoder(x)[0], draw(32, 0, step)).mean()
         optimizer.zero_grad()
         value.backward()
         optimizer.step()
@@ -174,16 +177,12 @@ def test_descending_the_term_brings_unseen_views_together():
 
 
 def test_numbers_are_a_function_of_seed_and_step():
-    u = contrastive.draw(5, "cpu", 0, 3)
-    assert torch.equal(u, contrastive.draw(5, "cpu", 0, 3)) and u.min() >= 0 and u.max() < 1
-    assert not torch.equal(u, contrastive.draw(5, "cpu", 0, 4)) and not torch.equal(u, contrastive.draw(5, "cpu", 1, 3))
+    u = draw(5, 0, 3)
+    assert torch.equal(u, draw(5, 0, 3)) and u.min() >= 0 and u.max() < 1
+    assert not torch.equal(u, draw(5, 0, 4)) and not torch.equal(u, draw(5, 1, 3))
 
 
 # --- in vae.py ----------------------------------------------------------------------------------------------------
-
-
-def log(name):
-    return [json.loads(line) for line in Path("runs", name, "log.jsonl").read_text().splitlines()]
 
 
 def test_without_the_flag_a_run_is_the_plain_run_and_with_it_the_draws_are_the_same(in_tmp, image_folder, monkeypatch):
@@ -192,23 +191,25 @@ def test_without_the_flag_a_run_is_the_plain_run_and_with_it_the_draws_are_the_s
             patch.delattr(contrastive, name)
         train(image_folder, "--name", "plain", "--epochs", 2)
         train(image_folder, "--name", "off", "--epochs", 2, "--contrastive", 0)
-    assert equal(weights("plain"), weights("off")) and losses("plain") == losses("off")
+    assert same(checkpoint("plain"), checkpoint("off")) and log("plain") == log("off")
     assert "contrast" not in log("plain")[0]
 
     train(image_folder, "--name", "on", "--epochs", 2, "--contrastive", 100)
     plain, on = log("plain")[0], log("on")[0]
     assert all(on[key] == plain[key] for key in ("nll", "kl", "mse"))  # the first step's images, flips and eps
     assert on["loss"] == pytest.approx(plain["loss"] + 100 * on["contrast"], rel=1e-6)
-    assert not torch.equal(weights("on")["model"]["encoder.mu.weight"], weights("plain")["model"]["encoder.mu.weight"])
+    assert not torch.equal(
+        checkpoint("on")["model"]["encoder.mu.weight"], checkpoint("plain")["model"]["encoder.mu.weight"]
+    )
 
 
 def test_a_run_with_the_term_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch):
     train(image_folder, "--name", "whole", "--epochs", 2, "--contrastive", 100)
     with monkeypatch.context() as patch, pytest.raises(runs.Interrupted):
-        interrupt_after(patch, 3)
+        ctrl_c_in(patch, 3)
         train(image_folder, "--name", "broken", "--epochs", 2, "--contrastive", 100)
     vae.main(["--name", "broken", "--resume"])
-    assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
+    assert same(checkpoint("whole"), checkpoint("broken")) and log("whole") == log("broken")
 
 
 @pytest.mark.slow

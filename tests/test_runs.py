@@ -1,4 +1,4 @@
-"""runs.py and devices.py: files whole or not at all, flags that continue a run, ranks that agree, one-sentence errors.
+"""common/runs.py: files whole or not at all, flags that continue a run, checkpoints, one-sentence errors.
 
 pytest tests/test_runs.py
 """
@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers import ROOT
 
-from common import devices, ranks, runs
+from common import runs
 from common.runs import UserError
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def parser():
@@ -48,16 +47,10 @@ def test_bad_flags_get_one_sentence(argv, words, refused):
     assert words in refused(lambda argv: runs.parse(parser(), argv), *argv)
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:99", "meta", "cpu:1"])
-def test_unknown_devices_get_one_sentence(name):
-    with pytest.raises(UserError, match="--device"):
-        devices.pick_device(name)
-
-
 def saved(width):
     run = runs.Run(runs.parse(parser(), ["--width", str(width)]), "script.py")
     run.begin()
-    run.save(3, 1.5, {}, model={"w": torch.arange(3.0)})
+    run.save(3, {}, model={"w": torch.arange(3.0)})
     return run
 
 
@@ -122,7 +115,7 @@ def test_a_run_folder_that_cannot_be_made(in_tmp, monkeypatch):
 def test_killed_while_writing_a_checkpoint_the_previous_one_is_usable(tmp_path):
     script = textwrap.dedent("""
         import sys, torch
-from common import runs
+        from common import runs
         state = {"step": 0, "w": torch.zeros(4_000_000)}
         runs.save_checkpoint("c.pt", state)
         print("first", flush=True)
@@ -168,22 +161,6 @@ def test_the_log_is_rewound_and_survives_a_cut_line(in_tmp):
     assert [record["step"] for record in run.read_log()] == [1, 2, 3]
 
 
-def test_generators_are_functions_of_their_key():
-    def draw(*key):
-        return torch.rand(4, generator=devices.generator("cpu", *key))
-
-    assert torch.equal(draw(0, "noise", 1), draw(0, "noise", 1))
-    others = [draw(0, "noise", 2), draw(1, "noise", 1), draw(0, "order", 1)]
-    assert not any(torch.equal(draw(0, "noise", 1), other) for other in others)
-
-
-def test_the_learning_rate_rises_then_falls():
-    rates = [devices.learning_rate(step, 1000, 1.0, "cosine") for step in range(1000)]
-    assert rates[0] < 0.06 and max(rates) > 0.99 and rates[-1] < 1e-4
-    assert rates.index(max(rates)) == pytest.approx(20, abs=2)
-    assert devices.learning_rate(999, 1000, 0.3, "constant") == 0.3
-
-
 def test_restore_gives_back_modules_and_optimisers(in_tmp):
     def make(value):
         module = torch.nn.Linear(2, 1)
@@ -194,72 +171,11 @@ def test_restore_gives_back_modules_and_optimisers(in_tmp):
         return {"model": module, "optimizer": optimizer}
 
     run, saved_parts, parts = saved(width=8), make(0.5), make(0.25)
-    run.save(3, 1.5, saved_parts, note="x")
+    run.save(3, saved_parts, note="x")
     rate = parts["optimizer"].param_groups[0]["lr"]
     assert run.restore(parts)["note"] == "x"
     assert torch.equal(parts["model"].weight, saved_parts["model"].weight)
     assert parts["optimizer"].param_groups[0]["lr"] is rate and rate.item() == 0.5  # a graph may hold this tensor
-
-
-def test_averaged_weights_and_statistics_follow_the_model():
-    model, average = torch.nn.BatchNorm1d(2), torch.nn.BatchNorm1d(2)
-    torch.nn.init.constant_(model.weight, 3.0)
-    model.running_mean += 10
-    model.num_batches_tracked += 7
-    devices.average_weights(average, model, torch.tensor(0.75))
-    assert average.weight.tolist() == [1.5, 1.5] and average.running_mean.tolist() == [2.5, 2.5]
-    assert average.num_batches_tracked == 7 and model.weight.tolist() == [3.0, 3.0]
-
-
-def test_adam_and_set_lr_move_by_the_learning_rate():
-    w = torch.nn.Parameter(torch.zeros(1))
-    optimizer = devices.adam([w], 1.0, torch.device("cpu"))
-    devices.set_lr(optimizer, 0.25)
-    w.sum().backward()
-    optimizer.step()
-    assert w.item() == pytest.approx(-0.25, rel=1e-5)  # Adam's first step is the learning rate
-
-
-RANKS = """
-import torch, torch.nn as nn
-from common import devices, runs
-device = devices.start("cpu")
-torch.manual_seed(0)
-net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
-x = torch.randn(8, 5, generator=devices.generator("cpu", 0, "x"))
-mine = ranks.shard(x)
-net(mine).square().mean().backward()
-ranks.average_gradients(net.parameters())
-first = ranks.main_first(lambda: torch.tensor(3))
-b = torch.tensor([float(ranks.rank())]); ranks.all_reduce_mean(b)
-stop = runs.Stop(); stop.requested = ranks.rank() == 1
-answers = [stop.now(19), stop.now(20)]
-size = ranks.world_size()
-if ranks.leave_group():
-    flat = torch.cat([p.grad.flatten() for p in net.parameters()])
-    torch.save({"grad": flat, "rows": len(mine), "b": b, "answers": answers, "first": first, "size": size}, "out.pt")
-"""
-
-
-def torchrun(folder, *argv, n=2):
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *map(str, argv)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=env)
-
-
-@pytest.mark.slow
-def test_two_ranks_have_the_gradient_of_one(tmp_path):
-    (tmp_path / "ranks.py").write_text(RANKS)
-    done = torchrun(tmp_path, "ranks.py")
-    assert done.returncode == 0, done.stderr
-    two = torch.load(tmp_path / "out.pt")
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    subprocess.run([sys.executable, "ranks.py"], cwd=tmp_path, check=True, env=env, timeout=120)
-    one = torch.load(tmp_path / "out.pt")
-    assert (two["size"], two["rows"], one["size"], one["rows"]) == (2, 4, 1, 8)
-    torch.testing.assert_close(two["grad"], one["grad"], rtol=1e-6, atol=1e-7)
-    assert two["b"].item() == 0.5 and two["first"] == 3
-    assert two["answers"] == [False, True]  # asked for in one rank, agreed at the 20th step
 
 
 def test_versions_name_the_commit_and_the_machine():

@@ -3,7 +3,6 @@
 pytest tests/test_vae.py
 """
 
-import json
 import math
 import os
 import re
@@ -15,15 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_runs import torchrun
+from helpers import ROOT, checkpoint, ctrl_c_in, log, metrics, same, torchrun
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-import sampling
 import vae
-from common import runs, shapes
-
-ROOT = Path(__file__).resolve().parents[1]
+from common import data, runs
 
 
 def spell(module):
@@ -132,15 +128,16 @@ def test_the_elbo_is_at_most_the_log_likelihood_and_equal_at_the_posterior(error
     x = torch.randn(5, 3, 2, 2).double()
     covariance = model.W @ model.W.T + model.sigma2 * torch.eye(12)
     log_likelihood = MultivariateNormal(model.b, covariance).log_prob(x.flatten(1))
-    nll, kl = torch.zeros(5).double(), torch.zeros(5).double()
-    n = 4000
-    eps = torch.randn(n, 5, 3, generator=torch.Generator().manual_seed(0)).double()
-    for e in eps:
-        terms = vae.elbo_terms(model, x, e)
-        nll, kl = nll + terms[0] / n, terms[1]
-    if error == 0:  # up to the noise of 4,000 draws
-        torch.testing.assert_close(-nll - kl, log_likelihood, atol=0.06, rtol=0)
-    else:
+    # In a linear model the terms are quadratic in eps: these six points, of mean 0 and covariance I, give their mean.
+    points = math.sqrt(3) * torch.cat([torch.eye(3), -torch.eye(3)]).double()
+    nll = torch.zeros(5).double()
+    for eps in points:
+        terms, kl, _ = vae.elbo_terms(model, x, eps.expand(5, 3))
+        nll += terms / len(points)
+    _, logvar = model.encoder(x)
+    gap = 0.5 * (error**2 * torch.exp(-logvar)).sum(1)  # KL(q(z|x) || p(z|x)), which the ELBO loses
+    torch.testing.assert_close(log_likelihood - (-nll - kl), gap, atol=1e-9, rtol=0)
+    if error > 0:
         assert (-nll - kl < log_likelihood - 0.05).all()
 
 
@@ -176,12 +173,12 @@ def test_active_units_are_those_whose_mean_varies(monkeypatch):
 def test_expost_latents_have_the_codes_mean_and_covariance(monkeypatch):
     scale = torch.tensor([[1.0, 0.0], [2.0, 0.5]])
     codes = torch.randn(20_000, 2) @ scale.T + torch.tensor([3.0, -1.0])
-    monkeypatch.setattr(sampling, "encode", lambda *args: codes)
+    monkeypatch.setattr(vae, "encode", lambda *args: codes)
     images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
-    z = sampling.draw_latents(vae.VAE(2), 20_000, "expost", images, seed=0)
+    z = vae.draw_latents(vae.VAE(2), 20_000, "expost", images, seed=0)
     torch.testing.assert_close(z.mean(0), codes.mean(0), atol=0.06, rtol=0)
     torch.testing.assert_close(torch.cov(z.T), torch.cov(codes.T), atol=0.15, rtol=0)
-    z = sampling.draw_latents(vae.VAE(2), 20_000, "normal", images, seed=0)
+    z = vae.draw_latents(vae.VAE(2), 20_000, "normal", images, seed=0)
     torch.testing.assert_close(torch.cov(z.T), torch.eye(2), atol=0.05, rtol=0)
 
 
@@ -194,70 +191,34 @@ def train(image_folder, *argv):
     vae.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def weights(name):
-    return runs.load_checkpoint(Path("runs", name, "checkpoint.pt"))
-
-
-def equal(a, b):
-    """Two checkpoints' weights, optimiser and step are the same, bit for bit."""
-    both = [(a[part][k], b[part][k]) for part in ("model", "average") for k in a["model"]]
-    same = a["step"] == b["step"] and all(torch.equal(x, y) for x, y in both)
-    moments = [(s[k], b["optimizer"]["state"][i][k]) for i, s in a["optimizer"]["state"].items() for k in s]
-    return same and all(torch.equal(x, y) for x, y in moments)
-
-
-def losses(name):
-    return [r["loss"] for r in map(json.loads, Path("runs", name, "log.jsonl").read_text().splitlines()) if "loss" in r]
-
-
-def interrupt_after(patch, steps, script=vae):
-    """Press Ctrl-C, as the signal that it is, once `steps` updates are done."""
-    original, count = script.make_step, 0
-
-    def make_step(*args):
-        update = original(*args)
-
-        def counted(*inputs):
-            nonlocal count
-            count += 1
-            if count == steps:
-                os.kill(os.getpid(), signal.SIGINT)
-            return update(*inputs)
-
-        return counted
-
-    patch.setattr(script, "make_step", make_step)
-
-
 def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
     train(image_folder, "--name", "whole", "--epochs", 2)
     expected = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "reconstructions.png"}
     assert expected | {"samples-normal.png", "samples-expost.png"} == set(os.listdir("runs/whole"))
-    metrics = json.loads(Path("runs/whole/metrics.json").read_text())
-    assert {"elbo_nats", "bits_per_dim", "mse", "kl", "active_units", "seconds", "images_per_second"} <= set(metrics)
+    found = metrics("whole")
+    assert {"elbo_nats", "bits_per_dim", "mse", "kl", "active_units", "seconds", "images_per_second"} <= set(found)
     table = capsys.readouterr().out
-    assert f"{metrics['elbo_nats']:.4f}" in table and "curves.png" in table
+    assert f"{found['elbo_nats']:.4f}" in table and "curves.png" in table
 
     train(image_folder, "--name", "again", "--epochs", 2)
-    assert equal(weights("whole"), weights("again")) and losses("whole") == losses("again")
+    assert same(checkpoint("whole"), checkpoint("again")) and log("whole") == log("again")
     train(image_folder, "--name", "other", "--epochs", 1, "--seed", 1)
-    assert losses("other")[0] != losses("whole")[0]
+    assert log("other")[0]["loss"] != log("whole")[0]["loss"]
 
     with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="--name broken --resume"):
-        interrupt_after(patch, 3)  # in the middle of the second epoch
+        ctrl_c_in(patch, 3)  # in the middle of the second epoch
         train(image_folder, "--name", "broken", "--epochs", 2)
-    assert weights("broken")["step"] == 3
+    assert checkpoint("broken")["step"] == 3
     vae.main(["--name", "broken", "--resume"])
-    assert equal(weights("whole"), weights("broken")) and losses("whole") == losses("broken")
+    assert same(checkpoint("whole"), checkpoint("broken")) and log("whole") == log("broken")
 
-    before = json.loads(Path("runs/broken/metrics.json").read_text())
+    before = metrics("broken")
     vae.main(["--name", "broken", "--eval-only"])
-    after = json.loads(Path("runs/broken/metrics.json").read_text())
-    assert after["elbo_nats"] == before["elbo_nats"] == metrics["elbo_nats"]
-    log = Path("runs/broken/log.jsonl")
-    log.write_text(log.read_text() + '{"step": 99}\n')  # as if the run went on meanwhile
+    assert metrics("broken")["elbo_nats"] == before["elbo_nats"] == found["elbo_nats"]
+    file = Path("runs/broken/log.jsonl")
+    file.write_text(file.read_text() + '{"step": 99}\n')  # as if the run went on meanwhile
     vae.main(["--name", "broken", "--sample", "3"])
-    assert '"step": 99' in log.read_text()
+    assert '"step": 99' in file.read_text()
     assert len(os.listdir("runs/broken/samples-normal")) == 3
 
 
@@ -266,7 +227,7 @@ def test_overfits_32_images(in_tmp, shapes_dir):
     flags = "--data shapes --limit 32 --batch-size 32 --epochs 110 --latent-dim 32 --save-every 110".split()
     vae.main([*flags, "--data-dir", str(shapes_dir), "--device", "cpu", "--holdout", "100"])
     last = [r for r in runs.Run(vae.parse_args(["--resume"]), "vae.py").read_log() if "loss" in r][-1]
-    first_images, _ = vae.data.load("shapes", shapes_dir, "train")
+    first_images, _ = data.load("shapes", shapes_dir, "train")
     variance = (first_images[:32] / 255).var(0).mean().item()
     assert last["mse"] < 0.15 * variance  # a decoder that ignores z leaves all of the variance
 
@@ -319,7 +280,7 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     )
     assert not Path("runs").exists()  # nothing half-made is left
     train(image_folder, "--epochs", 1)
-    good = weights("vae")
+    good = checkpoint("vae")
     assert "made with --latent-dim 4, not 8" in says("--resume", "--latent-dim", 8)
     train(image_folder, "--name", "long", "--epochs", 2)
     assert "is at step 4, past --epochs 1" in says("--name", "long", "--resume", "--epochs", 1)
@@ -337,7 +298,7 @@ def test_a_diverging_run_says_what_to_change_and_saves_no_nonsense(in_tmp, image
 
 def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(in_tmp, image_folder, refused, monkeypatch):
     train(image_folder, "--epochs", 1)
-    before = weights("vae")
+    before = checkpoint("vae")
 
     def full(*args):
         raise OSError(28, "No space left on device")
@@ -345,4 +306,4 @@ def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(in_tmp, image_folder
     with monkeypatch.context() as patch:
         patch.setattr(runs.os, "fsync", full)
         assert "No space left on device" in refused(vae.main, "--resume", "--epochs", 2)
-    assert equal(before, weights("vae"))
+    assert same(before, checkpoint("vae"))

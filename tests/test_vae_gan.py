@@ -3,22 +3,21 @@
 pytest tests/test_vae_gan.py
 """
 
-import json
 import math
 import os
+import types
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from test_runs import ROOT, torchrun
-from test_vae import interrupt_after
+from helpers import ROOT, checkpoint, ctrl_c_in, log, metrics, same, torchrun
 from torch import nn
 from torch.distributions import Independent, Normal
 
 import vae
 import vae_gan
-from common import contrastive, data, devices, pictures, runs
+from common import contrastive, data, devices, pictures, ranks, runs
 
 PLAYERS = ("encoder", "decoder", "discriminator")
 
@@ -68,6 +67,12 @@ def game():
     return model, dis, x, eps, z_p
 
 
+def routed(game, u=None, **changed):
+    """routed_gradients of a game. changed: gamma, and contrastive, the weight of that term."""
+    args = types.SimpleNamespace(**{"gamma": 0.5, "contrastive": 0.0, "precision": "fp32"} | changed)
+    return vae_gan.routed_gradients(*game, u, args)
+
+
 def by_hand(model, dis, x, eps, z_p):
     """-> the losses as means over the batch, each as a function of all parameters, nothing detached."""
     mu, logvar = model.encoder(x)
@@ -86,7 +91,7 @@ def by_hand(model, dis, x, eps, z_p):
 def test_each_player_receives_its_own_gradient_and_no_other(game):
     model, dis, x, eps, z_p = game
     gamma = 0.25
-    found, numbers = vae_gan.routed_gradients(model, dis, x, eps, z_p, gamma)
+    found, numbers = routed(game, gamma=gamma)
     loss = by_hand(model, dis, x, eps, z_p)
     expected = {
         "encoder": (loss["kl"] + loss["like"], model.encoder),
@@ -100,10 +105,9 @@ def test_each_player_receives_its_own_gradient_and_no_other(game):
             torch.testing.assert_close(f, w, rtol=1e-7, atol=1e-12, msg=lambda m, n=name, p=player: f"{p} {n}: {m}")
             if not (name.endswith("bias") and f.abs().max() < 1e-9):  # a bias before batch norm moves nothing
                 assert f.abs().max() > 0
-    values = dict(zip(vae_gan.STEP, numbers.tolist(), strict=True))
-    assert values["kl"] == pytest.approx(loss["kl"].item())
-    assert values["feature_nll"] == pytest.approx(loss["like"].item())
-    assert values["loss"] == pytest.approx((loss["kl"] + loss["like"]).item())
+    assert numbers["kl"].item() == pytest.approx(loss["kl"].item())
+    assert numbers["feature_nll"].item() == pytest.approx(loss["like"].item())
+    assert numbers["loss"].item() == pytest.approx((loss["kl"] + loss["like"]).item())
 
 
 @pytest.mark.parametrize("shift", [-40.0, 40.0, -500.0])
@@ -113,7 +117,7 @@ def test_a_certain_discriminator_leaves_the_decoder_a_finite_gradient(shift):
     model, dis = vae.VAE(3).train(), vae_gan.Discriminator()
     dis.out.bias.data += shift
     x, (eps, z_p) = torch.rand(4, 3, 32, 32), torch.randn(2, 4, 3)
-    found = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.0)[0]["decoder"]
+    found = routed((model, dis, x, eps, z_p), gamma=0.0)[0]["decoder"]
     assert all(f.isfinite().all() for f in found)
     if abs(shift) < 60:
         fool = by_hand(model.double(), dis.double(), x.double(), eps.double(), z_p.double())["fool"]
@@ -124,33 +128,32 @@ def test_a_certain_discriminator_leaves_the_decoder_a_finite_gradient(shift):
 
 
 def test_gamma_moves_the_decoder_alone(game):
-    model, dis, x, eps, z_p = game
-    low, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.0)
-    high, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 5.0)
+    low, _ = routed(game, gamma=0.0)
+    high, _ = routed(game, gamma=5.0)
     for player in ("encoder", "discriminator"):
         assert all(torch.equal(a, b) for a, b in zip(low[player], high[player], strict=True))
     assert not torch.equal(low["decoder"][0], high["decoder"][0])
-    assert all(p.grad is None for m in (model, dis) for p in m.parameters())  # nothing is left behind
+    assert all(p.grad is None for m in game[:2] for p in m.parameters())  # nothing is left behind
 
 
 def test_the_contrastive_term_moves_the_encoder_alone(game):
-    model, dis, x, eps, z_p = game
-    views = [contrastive.draw(4, "cpu", 0, 0)]
-    without, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5)
-    found, numbers = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5, weight=7.0, views=views)
-    term = contrastive.term(model.encoder, x, model.encoder(x)[0], *views).mean()
+    model, _, x, _, _ = game
+    u = contrastive.draw(4, devices.generator("cpu", 0, "views", 0))
+    without, plain = routed(game)
+    found, numbers = routed(game, u, contrastive=7.0)
+    term = contrastive.term(model.encoder, x, model.encoder(x)[0], u).mean()
     wanted = torch.autograd.grad(term, list(model.encoder.parameters()), allow_unused=True)  # not by logvar
     for before, after, extra in zip(without["encoder"], found["encoder"], wanted, strict=True):
         torch.testing.assert_close(after, before if extra is None else before + 7 * extra, rtol=1e-5, atol=1e-6)
     for player in ("decoder", "discriminator"):
         assert all(torch.equal(a, b) for a, b in zip(without[player], found[player], strict=True))
-    assert len(numbers) == len(vae_gan.STEP) + 1 and numbers[-1] == pytest.approx(term.item())
+    assert set(numbers) == {*plain, "contrast"} and numbers["contrast"].item() == pytest.approx(term.item())
 
 
 def test_each_players_step_leaves_the_others_untouched():
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
     args = vae_gan.parse_args(["--device", "cpu", "--latent-dim", "3"])
-    draws = torch.arange(8), torch.zeros(8, dtype=torch.bool), *torch.randn(2, 8, 3), torch.tensor(0.9)
+    draws = torch.arange(8), torch.zeros(8, dtype=torch.bool), *torch.randn(2, 8, 3), None, torch.tensor(0.9)
 
     def after_a_step(*movers):
         torch.manual_seed(0)
@@ -158,7 +161,7 @@ def test_each_players_step_leaves_the_others_untouched():
         modules = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": dis}
         rates = {name: 1e-3 if name in movers else 0.0 for name in modules}
         optimizers = {n: devices.adam(m.parameters(), rates[n], torch.device("cpu")) for n, m in modules.items()}
-        vae_gan.make_step(model, vae.VAE(3), dis, optimizers, images, args)(*draws)
+        vae_gan.make_update(model, vae.VAE(3), dis, optimizers, images, args)(*draws)
         return {n: [p.detach().clone() for p in m.parameters()] for n, m in modules.items()}
 
     start, everyone = after_a_step(), after_a_step(*PLAYERS)
@@ -179,14 +182,14 @@ def test_the_two_ranks_gradients_are_those_of_the_whole_batch(game, monkeypatch)
                 setattr(module, child, nn.Identity())
     halves = [(x[i::2], eps[i::2], z_p[i::2]) for i in (0, 1)]
     shared = []
-    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: shared.append(t.clone()))
+    monkeypatch.setattr(ranks, "all_reduce_mean", lambda t: shared.append(t.clone()))
     for half in halves:
-        vae_gan.routed_gradients(model, dis, *half, 0.5)
+        routed((model, dis, *half))
     mean = sum(shared) / 2
-    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: t.copy_(mean))
-    parts = [vae_gan.routed_gradients(model, dis, *half, 0.5)[0] for half in halves]
-    monkeypatch.setattr(runs, "all_reduce_mean", lambda t: None)
-    whole, _ = vae_gan.routed_gradients(model, dis, x, eps, z_p, 0.5)
+    monkeypatch.setattr(ranks, "all_reduce_mean", lambda t: t.copy_(mean))
+    parts = [routed((model, dis, *half))[0] for half in halves]
+    monkeypatch.setattr(ranks, "all_reduce_mean", lambda t: None)
+    whole, _ = routed(game)
     for player in PLAYERS:
         for a, b, w in zip(parts[0][player], parts[1][player], whole[player], strict=True):
             torch.testing.assert_close((a + b) / 2, w, rtol=1e-7, atol=1e-12)
@@ -215,54 +218,29 @@ def train(image_folder, *argv):
     vae_gan.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def saved(name):
-    return runs.load_checkpoint(Path("runs", name, "checkpoint.pt"))
-
-
-def tensors(state):
-    """All tensors of a checkpoint, by their path."""
-    found, todo = {}, [("", state)]
-    while todo:
-        path, value = todo.pop()
-        if isinstance(value, torch.Tensor):
-            found[path] = value
-        elif isinstance(value, dict):
-            todo += [(f"{path}/{key}", inner) for key, inner in value.items()]
-    return found
-
-
-def equal(a, b):
-    a, b = tensors(a), tensors(b)
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def log(name):
-    lines = Path("runs", name, "log.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "lr")} for line in lines]
-
-
 def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
     train(image_folder, "--name", "whole", "--epochs", 2)
     pictures = {"curves.png", "adversaries.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"}
     assert {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt"} | pictures == set(os.listdir("runs/whole"))
-    metrics = json.loads(Path("runs/whole/metrics.json").read_text())
-    assert {"elbo_nats", "mse", "kl", "active_units", "sharpness_generation", "seconds"} <= set(metrics)
+    found = metrics("whole")
+    assert {"elbo_nats", "mse", "kl", "active_units", "sharpness_generation", "seconds"} <= set(found)
     assert "adversaries.png" in capsys.readouterr().out
     record = log("whole")[0]
-    assert set(vae_gan.STEP + vae_gan.NORMS) <= set(record) and record["norm_encoder"] > 0
+    of_the_step = {"loss", "kl", "feature_nll", "mse", "dis_real", "dis_hat", "dis_p", "spread"}
+    assert of_the_step | {f"norm_{player}" for player in PLAYERS} <= set(record) and record["norm_encoder"] > 0
 
     with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="vae_gan.py --name broken --resume"):
-        interrupt_after(patch, 3, vae_gan)  # in the middle of the second epoch
+        ctrl_c_in(patch, 3)  # in the middle of the second epoch
         train(image_folder, "--name", "broken", "--epochs", 2)
-    assert saved("broken")["step"] == 3
+    assert checkpoint("broken")["step"] == 3
     vae_gan.main(["--name", "broken", "--resume"])
-    assert equal(saved("whole"), saved("broken")) and log("whole") == log("broken")
-    assert {"discriminator", *(f"optimizer_{player}" for player in PLAYERS)} <= set(saved("whole"))
+    assert same(checkpoint("whole"), checkpoint("broken")) and log("whole") == log("broken")
+    assert {"discriminator", *(f"optimizer_{player}" for player in PLAYERS)} <= set(checkpoint("whole"))
 
     train(image_folder, "--name", "other", "--epochs", 2, "--seed", 1)
-    assert not equal(saved("whole"), saved("other"))
+    assert not same(checkpoint("whole"), checkpoint("other"))
     vae_gan.main(["--name", "broken", "--eval-only"])
-    assert json.loads(Path("runs/broken/metrics.json").read_text())["elbo_nats"] == metrics["elbo_nats"]
+    assert metrics("broken")["elbo_nats"] == found["elbo_nats"]
     vae_gan.main(["--name", "broken", "--sample", "3", "--prior", "expost"])
     assert len(os.listdir("runs/broken/samples-expost")) == 3
 
@@ -272,7 +250,7 @@ def test_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch):
     drawn = {}
     original = pictures.plot_rows
     monkeypatch.setattr(
-        data, "plot_rows", lambda sets, path, title: drawn.update({path.name: sets}) or original(sets, path, title)
+        pictures, "plot_rows", lambda sets, path, title: drawn.update({path.name: sets}) or original(sets, path, title)
     )
     train(image_folder, "--epochs", 1, "--compare", "runs/vae")
     images, of_vae, of_vae_gan = drawn["comparison.png"]

@@ -1,0 +1,89 @@
+"""What several test files need of runs: to start them as processes, to interrupt them, to compare what they leave."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from common import runs
+from common.loop import Loop
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_images(folder):
+    """72 PNG images of two classes, a dark and a bright one: 60 to train on, 12 to test on."""
+    random = np.random.default_rng(0)
+    for i in range(72):
+        pixels = random.integers(0, 128, (32, 32, 3)) + 127 * (i % 2)
+        file = folder / f"class{i % 2}" / f"{i:02d}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+
+def torchrun(folder, *argv, n=2):
+    """The finished command `torchrun --nproc-per-node=n argv`, run in `folder`."""
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *map(str, argv)]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=env)
+
+
+def ctrl_c_in(patch, step):
+    """Let a loop's process receive Ctrl-C, as the signal that it is, at the beginning of a step."""
+    original = Loop.__iter__
+
+    def steps(loop):
+        for now in original(loop):
+            if now == step:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield now
+
+    patch.setattr(Loop, "__iter__", steps)
+
+
+def checkpoint(name):
+    return runs.load_checkpoint(Path("runs", name, "checkpoint.pt"))
+
+
+def leaves(state, path=""):
+    """All that a checkpoint holds by its path, without what two equal runs may differ in: clocks, name, --resume."""
+    if path in ("/seconds", "/cpu_seconds", "/args/name", "/args/resume"):
+        return {}
+    if isinstance(state, list | tuple):
+        state = dict(enumerate(state))
+    if not isinstance(state, dict):
+        return {path: state}
+    found = {}
+    for key, value in state.items():
+        found |= leaves(value, f"{path}/{key}")
+    return found
+
+
+def same(a, b, rtol=0, atol=0):
+    """Whether two checkpoints agree: weights, averages, optimisers, sums, step, flags. By default bit for bit."""
+    a, b = leaves(a), leaves(b)
+    if a.keys() != b.keys():
+        return False
+    for key, value in a.items():
+        if isinstance(value, torch.Tensor):
+            if not torch.allclose(value, b[key], rtol, atol):
+                return False
+        elif value != b[key]:
+            return False
+    return True
+
+
+def log(name):
+    """The records of log.jsonl without the clocks."""
+    lines = Path("runs", name, "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if not k.endswith("seconds")} for line in lines]
+
+
+def metrics(name):
+    return json.loads(Path("runs", name, "metrics.json").read_text())

@@ -1,0 +1,60 @@
+"""common/ranks.py: two processes of torchrun have the gradient of one, agree when to stop, and say an error once.
+
+pytest tests/test_ranks.py
+"""
+
+import runpy
+
+import pytest
+import torch
+from helpers import torchrun
+
+RANKS = """
+import sys
+import types
+
+import torch
+from torch import nn
+
+from common import devices, loop, ranks, runs
+
+device = devices.start("cpu")
+torch.manual_seed(0)
+net = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 1))
+x = torch.randn(8, 5, generator=devices.generator("cpu", 0, "x"))
+mine, nothing = ranks.shard(x, None)
+net(mine).square().mean().backward()
+ranks.average_gradients(net.parameters())
+first = ranks.main_first(lambda: torch.tensor(3))
+b = torch.tensor([float(ranks.rank())])
+ranks.all_reduce_mean(b)
+training = loop.Loop(None, types.SimpleNamespace(), {}, device, total=100, save_every=50, advice="")
+training.interrupted = ranks.rank() == 1
+answers = []
+for training.step in (19, 20):
+    answers.append(training.stopping())
+if ranks.is_main():
+    flat = torch.cat([p.grad.flatten() for p in net.parameters()])
+    found = {"grad": flat, "rows": len(mine), "b": b, "answers": answers, "first": first, "nothing": nothing}
+    torch.save(found | {"size": ranks.world_size(), "gathered": ranks.gather(ranks.rank())}, "out.pt")
+else:
+    ranks.gather(ranks.rank())
+runs.cli(lambda: loop.check_batch(31, 60))
+"""
+
+
+@pytest.mark.slow
+def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
+    (in_tmp / "ranks.py").write_text(RANKS)
+    done = torchrun(in_tmp, "ranks.py")
+    assert done.stderr.count("ranks.py: --batch-size 31 does not divide among 2 processes") == 1, done.stderr
+    two = torch.load("out.pt")
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path("ranks.py")  # here, as the only process
+    assert end.value.code == 0  # 31 of 60 images are a batch
+    one = torch.load("out.pt")
+    assert (two["size"], two["rows"], one["size"], one["rows"]) == (2, 4, 1, 8)
+    torch.testing.assert_close(two["grad"], one["grad"], rtol=1e-6, atol=1e-7)
+    assert two["b"].item() == 0.5 and two["first"] == 3 and two["nothing"] is None
+    assert two["gathered"] == [0, 1] and one["gathered"] == [0]
+    assert two["answers"] == [False, True]  # asked for in one rank, agreed at the 20th step
