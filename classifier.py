@@ -158,7 +158,7 @@ def train(args, run, net, images, labels, test, test_labels):
 def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
-    run = runs.Run(args, "classifier.py")
+    run = runs.Run(args, "classifier.py", argv)
     images, labels, test, test_labels = data.splits(args, device)
     check_batch(args.batch_size, len(images))
     classes = int(torch.cat([labels, test_labels]).max()) + 1

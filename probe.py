@@ -282,7 +282,7 @@ def supervised(args, run, split, classes):
 def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
-    run = runs.Run(args, "probe.py")
+    run = runs.Run(args, "probe.py", argv)
     split = data.splits(args, device)
     classes = int(max(split.labels.max(), split.test_labels.max())) + 1
     if classes < 2 or len(split.labels.unique()) < classes or len(split.images) < 10:

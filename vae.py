@@ -302,10 +302,10 @@ def load(path, device):
     return vae.eval(), state["args"]
 
 
-def finish(run, args, vae, images, test, extractor, metrics, curves):
+def finish(run, args, vae, images, test, extractors, metrics, curves):
     """--sample's images, or all that is measured and drawn of a trained VAE. metrics: steps and seconds.
 
-    With an extractor also distances to the test images; "floor" is that of as many training images.
+    With extractors also distances to the test images; "floor" is that of as many training images.
     """
     if args.sample:
         script.write_samples(run, args, generate(vae, args.sample, args.prior, images, args.seed))
@@ -318,23 +318,24 @@ def finish(run, args, vae, images, test, extractor, metrics, curves):
     }
     metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
     metrics |= evaluate(vae, test, args.seed) | run.earlier_distances(metrics["step"])
-    if extractor:
+    if extractors:
         count = script.distance_images(args, test, images)
         sets = {name: x[:count] for name, x in {**made, "floor": images}.items()}
+    for extractor in extractors:
         metrics |= fid.model_distances(sets, test, extractor, args.data_dir, script.label(args))
     script.finish(run, args, metrics, test, made, curves)
 
 
 def main(argv=None):
     args = parse_args(argv)
-    run, images, test, extractor = script.begin(args, "vae.py")
+    run, images, test, extractors = script.begin(args, "vae.py", argv)
     if args.eval_only or args.sample:
         vae = VAE(args.latent_dim).to(images.device)
         metrics = script.restore(run, vae)
     else:
         vae, metrics = train(args, run, images, test)
     if ranks.leave_group():
-        finish(run, args, vae, images, test, extractor, metrics, CURVES)
+        finish(run, args, vae, images, test, extractors, metrics, CURVES)
 
 
 if __name__ == "__main__":

@@ -248,7 +248,7 @@ def plot_adversaries(log, path):
 
 def main(argv=None):
     args = parse_args(argv)
-    run, images, test, extractor = script.begin(args, "vae_gan.py")
+    run, images, test, extractors = script.begin(args, "vae_gan.py", argv)
     other = load(args.compare, images.device)[0] if args.compare else None
     if args.eval_only or args.sample:
         vae = VAE(args.latent_dim).to(images.device)
@@ -263,7 +263,7 @@ def main(argv=None):
         rows = [test[:48], *(decode(model, encode(model, test[:48])) for model in (other, vae))]
         title = "test images, reconstructions of the VAE, and of the VAE-GAN"
         pictures.plot_rows(rows, run / "comparison.png", title)
-    finish(run, args, vae, images, test, extractor, metrics, CURVES)
+    finish(run, args, vae, images, test, extractors, metrics, CURVES)
 
 
 if __name__ == "__main__":

@@ -369,7 +369,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, capture=args.capture, divides=False)
     torch.set_num_threads(args.threads)
-    run = runs.Run(args, "wgan_gp.py")
+    run = runs.Run(args, "wgan_gp.py", argv)
     if args.sample:
         draw(args, run, device)
         return

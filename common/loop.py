@@ -83,6 +83,7 @@ class Loop:
                     "give more, or --eval-only"
                 )
             self.run.rewind_log(self.step)
+            self.run.go_on()
         else:
             self.run.begin()
         self.began = {name: clock() - state[name] for name, clock in CLOCKS.items() if name in state}

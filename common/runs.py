@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -166,6 +167,14 @@ def write_json(path, record):
     write_bytes(path, (json.dumps(record, indent=2, allow_nan=False) + "\n").encode())
 
 
+def read_json(path):
+    """A JSON file's content, or {} when there is none that can be read."""
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
 def save_checkpoint(path, state):
     buffer = io.BytesIO()  # so that a full disk is met by write_bytes, which can say so
     torch.save(state, buffer)
@@ -227,6 +236,19 @@ def machine():
     return f"{cpu}, {torch.get_num_threads()} threads"
 
 
+def typed(script, argv=None):
+    """The command as a person types it, less --resume and what differs between machines. argv: None for sys.argv's."""
+    words, rest = ["python", script], iter(sys.argv[1:] if argv is None else argv)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--data-dir", "--device"):
+            if not equals:
+                next(rest, None)
+        elif flag != "--resume":
+            words.append(word)
+    return shlex.join(words)
+
+
 LOCKS = {}  # file: the open lock, held until this process ends
 
 
@@ -260,11 +282,14 @@ def lock(folder):
 
 
 class Run:
-    """The folder runs/<name>/ and what goes into it, locked while this process lives. Only the main process writes."""
+    """The folder runs/<name>/ and what goes into it, locked while this process lives. Only the main process writes.
 
-    def __init__(self, args, script):
+    argv: what the script's main was given, None for sys.argv's; args.json keeps it as "command".
+    """
+
+    def __init__(self, args, script, argv=None):
         self.folder, self.script = ROOT / args.name, script
-        self.args = vars(args)
+        self.args, self.command = vars(args), typed(script, argv)
         if ranks.is_main():
             lock(self.folder)
 
@@ -290,8 +315,22 @@ class Run:
         self.write_args()
 
     def write_args(self):
-        """args.json: the flags, and what a result depends on besides them."""
-        write_json(self / "args.json", {"script": self.script, **self.args, **versions()})
+        """args.json: the command, all flags, and what a result depends on besides them."""
+        write_json(self / "args.json", {"script": self.script, "command": self.command, **self.args, **versions()})
+
+    def go_on(self):
+        """With --resume and more --epochs than before: args.json says so, what was measured before is kept aside."""
+        made = read_json(self / "args.json")
+        before, epochs = made.get("epochs"), self.args.get("epochs")
+        if not ranks.is_main() or before == epochs:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            (self / "metrics.json").rename(self / f"metrics-epoch{before}.json")
+        if "command" in made:
+            made["command"] = re.sub(r" --epochs[ =]\S+", "", made["command"]) + f" --epochs {epochs}"
+        write_json(
+            self / "args.json", made | {"epochs": epochs, "commit": f"{made.get('commit')}, {versions()['commit']}"}
+        )
 
     def save(self, step, parts, **plain):
         """Write checkpoint.pt. parts: {name: module or optimiser}; `plain` holds plain values and tensors."""
@@ -352,10 +391,7 @@ class Run:
 
     def earlier_distances(self, step):
         """The Frechet distances that metrics.json already holds of the weights at `step`: they took long to measure."""
-        try:
-            old = json.loads((self / "metrics.json").read_text())
-        except (OSError, json.JSONDecodeError):
-            return {}
+        old = read_json(self / "metrics.json")
         return {k: v for k, v in old.items() if k.startswith(("fid_", "fd_"))} if old.get("step") == step else {}
 
     def summary(self, title, metrics):

@@ -28,18 +28,27 @@ def add_flags(parser, name, batch_size, lr):
     add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     count = number(int, 2, words=("auto", "off"))
     add("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
-    add("--features", help="a torch.export program for the distances, in place of Inception")
+    add("--features", nargs="+", help="of the distances: inception (the default), torch.export programs, or several")
 
 
-def begin(args, script):
-    """-> the run, training and test images (uint8), fid.py's extractor or None. Raises UserError for what is missing:
-    here, before the training, it can be helped.
+def begin(args, script, argv):
+    """-> the run, training and test images (uint8), fid.py's extractors. Raises UserError for what is missing: here,
+    before the training, it can be helped. argv: what main was given.
     """
     device = devices.start(args.device, args.precision, args.capture)
     images, _, test, _ = data.splits(args, device)
     check_batch(args.batch_size, len(images))
-    extractor = None if args.sample else wanted_extractor(args.fid, args.features, device)
-    return runs.Run(args, script), images, test, extractor
+    extractors = [] if args.sample else wanted_extractors(args, device)
+    return runs.Run(args, script, argv), images, test, extractors
+
+
+def wanted_extractors(args, device):
+    """What --fid and --features ask for, as far as it can be had. Raises UserError."""
+    names = args.features or ["inception"]
+    if isinstance(names, str):  # from the checkpoint of an earlier commit
+        names = [names]
+    found = [wanted_extractor(args.fid, None if name == "inception" else name, device) for name in names]
+    return [extractor for extractor in found if extractor]
 
 
 def restore(run, average):

@@ -3,25 +3,46 @@
     made = tables(json.loads(Path("results/results.json").read_text()))       # {name: Markdown}
     text = refresh(text, made)                                                # of REPORT.md, between its markers
 
-A cell that no run has measured says so. Distances in Inception's features (fid_*) and in classifier.py's (fd_*) have
-columns of their own; an fd_ of any other network is in neither.
+A cell that no run has measured says so. Distances have a ruler, the network in whose features they are; each ruler has
+columns and a floor of its own, and only those in Inception's features, with its official weights, are called FID.
 """
 
-import json
 import re
 import statistics
 from pathlib import Path
+from typing import NamedTuple
 
 from common import runs
+from common.runs import read_json
 from common.two_gaussians import goals
 
+
+class Model(NamedTuple):
+    """What is trained. baseline: whom a probe compares it with; minutes: an epoch's, on two CPU cores."""
+
+    title: str
+    script: str
+    flags: str
+    baseline: str | None
+    minutes: float
+
+
+class Ruler(NamedTuple):
+    """A network in whose features distances are measured. short: in the summary, where `note` explains it."""
+
+    title: str
+    short: str
+    note: str
+
+
+CONTRASTIVE = "--latent-dim 128 --contrastive 300"
 MODELS = {
-    "vae_128": "VAE, 128 dimensions",
-    "vae_64": "VAE, 64",
-    "vae_contrastive": "VAE, 128, contrastive",
-    "vae_gan_128": "VAE-GAN, 128",
-    "vae_gan_64": "VAE-GAN, 64",
-    "vae_gan_contrastive": "VAE-GAN, 128, contrastive",
+    "vae_128": Model("VAE, 128 dimensions", "vae.py", "--latent-dim 128", None, 2),
+    "vae_64": Model("VAE, 64", "vae.py", "--latent-dim 64", None, 2),
+    "vae_contrastive": Model("VAE, 128, contrastive", "vae.py", CONTRASTIVE, "vae_128", 3.5),
+    "vae_gan_128": Model("VAE-GAN, 128", "vae_gan.py", "--latent-dim 128", "vae_128", 7),
+    "vae_gan_64": Model("VAE-GAN, 64", "vae_gan.py", "--latent-dim 64", "vae_64", 7),
+    "vae_gan_contrastive": Model("VAE-GAN, 128, contrastive", "vae_gan.py", CONTRASTIVE, "vae_gan_128", 9),
 }
 WGAN_GP = {
     "": "6-D latent, penalty (default)",
@@ -31,47 +52,136 @@ WGAN_GP = {
     "two_sided_": "two-sided penalty",
     "no_drift_": "no drift term",
 }
+CLASSIFIER = "Frechet distance, classifier features"
+IMAGENET = "Frechet distance, ImageNet features"
+RULERS = {  # how their keys in metrics.json begin
+    "fid": Ruler("Inception FID", "FID", ""),
+    "fd_features": Ruler(
+        CLASSIFIER, "Frechet distance*", "\\* in the features of classifier.py's network, not Inception's; "
+    ),
+    "fd_imagenet": Ruler(IMAGENET, "Frechet distance†", "† in those of an ImageNet network, not Inception's either; "),
+}
+KINDS = {
+    "reconstruction": "reconstructions",
+    "generation": "samples, z ~ N(0, I)",
+    "generation_expost": "ex-post samples",
+}
+ELBO = {  # title: (key of `numbers`, digits)
+    "ELBO, nats": ("elbo_nats", 1),
+    "bits per dimension": ("bits_per_dim", 3),
+    "squared error": ("mse", 5),
+    "KL, nats": ("kl", 1),
+    "active units": ("active_units", 1),
+    "sharpness of reconstructions": ("sharpness_reconstruction", 3),
+    "of samples": ("sharpness_generation", 3),
+    "of ex-post samples": ("sharpness_generation_expost", 3),
+    "minutes": ("minutes", 1),
+}
 MISSING = "not measured"
 
 
-def of_classifier(metrics):
-    """Whether the fd_ distances in `metrics` are in the features of classifier.py."""
-    return metrics.get("fd_features") == "Frechet distance (features of features.pt2)"
+# --- results.json -------------------------------------------------------------------------------------------------
 
 
-def read(path):
-    """A JSON file's content, or {} when there is none that can be read."""
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
-def collect(parts, done, records, settings, old):
+def collect(parts, done, notes, settings, old):
     """-> results.json's content: {"settings", "runs": {name: command, seed, epochs, machine, versions, seconds,
     metrics}}.
 
-    parts: reproduce.table's; done: names of the finished ones; records: folder of what reproduce.py noted down of each;
-    old: the results.json that is there, whose runs stay if settings and command are the same.
+    parts: reproduce.table's; done: those of them that are finished; notes: folder of what reproduce.py noted down of
+    each; old: the results.json that is there, whose runs stay if settings and command are the same.
     """
-    kept = old.get("runs", {}) if old.get("settings") == settings else {}
-    kept = {name: run for name, run in kept.items() if name not in parts or run["command"] == parts[name].command}
-    for name in done:
-        part = parts[name]
-        if part.kind in ("fd", "fid"):  # these stand in their model's metrics.json
+    found = old.get("runs", {}) if old.get("settings") == settings else {}
+    found = {name: run for name, run in found.items() if name not in parts or run["command"] == parts[name].command}
+    for name, part in done.items():
+        if part.rulers:  # its distances stand in its model's metrics.json
             continue
-        metrics, record = read(runs.ROOT / part.folder / "metrics.json"), read(records / f"{name}.json")
-        made = read(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or record.get("versions", {})
-        kept[name] = {
+        metrics, note = read_json(runs.ROOT / part.folder / "metrics.json"), read_json(notes / f"{name}.json")
+        made = read_json(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or note.get("versions", {})
+        seed = re.search(r"--seed (\d+)", part.command)
+        found[name] = {
             "command": part.command,
-            "seed": int(part.words[part.words.index("--seed") + 1]) if "--seed" in part.words else None,
-            "epochs": made.get("epochs"),
+            "seed": int(seed[1]) if seed else None,
+            "epochs": made.get("epochs") if part.resumes else None,  # of a training
             "machine": made.get("machine"),
             "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
-            "seconds": metrics.get("seconds", record.get("seconds")),
+            "seconds": metrics.get("seconds", note.get("seconds")),
             "metrics": metrics,
         }
-    return {"settings": settings, "runs": {name: kept[name] for name in [*parts, *kept] if name in kept}}
+    return {"settings": settings, "runs": {name: found[name] for name in [*parts, *found] if name in found}}
+
+
+def by_ruler(metrics):
+    """metrics with keys as RULERS has them. Earlier commits knew one ruler besides Inception, and called it fd_."""
+    earlier = {}
+    if metrics.get("fd_features") == "Frechet distance (features of features.pt2)":
+        earlier = {re.sub("^fd_", "fd_features_", key): value for key, value in metrics.items()}
+    return earlier | metrics
+
+
+# --- tables of all kinds ------------------------------------------------------------------------------------------
+
+
+def tables(results):
+    """results.json's content -> {name: Markdown}."""
+    found = results["runs"]
+    models = {model: [numbers(found, name) for name in names(found, model)] for model in MODELS}
+    caption = budget(results["settings"], sorted({run["seed"] for name in MODELS for run in pick(found, name)}))
+    made = {
+        "summary": summary(caption, found, models),
+        "models": markdown(f"{caption} {origin(pick(found, *MODELS))}", *by_model(models, ELBO)),
+        "distances": distances(f"{caption} {origin(pick(found, *MODELS))}", models),
+        "classification": classification(caption, found),
+    }
+    for name, variants in {"wgan_gp": [""], "wgan_gp_variants": [key for key in WGAN_GP if key]}.items():
+        made[name] = two_modes(found, variants)
+    return made | {"proofs": proofs(found)}
+
+
+def names(found, kind):
+    """The names of the runs of one kind, which differ in their seeds; of a kind with one run, its own."""
+    return [name for name in found if re.fullmatch(rf"{kind}(_seed_\d+)?", name)]
+
+
+def pick(found, *kinds):
+    return [found[name] for kind in kinds for name in names(found, kind)]
+
+
+def numbers(found, name):
+    """What a model's run and its probe measured -> {key of metrics.json, "minutes", or a row of the probe: number}."""
+    metrics, probe = by_ruler(found[name]["metrics"]), found.get(f"probe_{name}", {"metrics": {"rows": {}}})
+    accuracies = {row: shown["accuracy"] for row, shown in probe["metrics"]["rows"].items()}
+    return metrics | {"minutes": metrics["seconds"] / 60} | accuracies
+
+
+def seen(models, key):
+    """What the runs measured under a key, each value once, the first first."""
+    return list(dict.fromkeys(run[key] for some in models.values() for run in some if key in run))
+
+
+def budget(settings, seeds):
+    """A caption's first words: the data, the command, epochs and seeds."""
+    flags = ["--quick"] if settings["quick"] else []
+    flags += [f"--{key} {settings[key]}" for key in ("epochs", "precision")]
+    flags += [f"--seeds {seeds[-1] + 1}"] if seeds else []
+    data = "CIFAR-10"
+    if settings["quick"]:
+        data = f"Built-in shapes, {settings['images']} images: these numbers mean nothing"
+    spread = ", mean ± standard deviation where there are several" if len(seeds) > 1 else ""
+    return (
+        f"{data}. `python reproduce.py {' '.join(flags)}`: {settings['epochs']} epochs of each VAE and VAE-GAN, "
+        f"seed {', '.join(map(str, seeds)) or 'none so far'}{spread}."
+    )
+
+
+def origin(some):
+    """Machines, versions of torch and commits of some runs, in words."""
+    some = list(some)
+    machines = {str(run["machine"]) for run in some}
+    torches = {str(run["versions"].get("torch")) for run in some}
+    commits = {commit for run in some for commit in str(run["versions"].get("commit")).split(", ")}
+    machines, torches, commits = (", ".join(sorted(each)) for each in (machines, torches, commits))
+    dirty = " (-dirty: and changes that are in no commit)" if "-dirty" in commits else ""
+    return f"{machines}; torch {torches}; commit {commits}{dirty}." if some else ""
 
 
 def cell(values, digits):
@@ -89,137 +199,61 @@ def markdown(caption, head, rows):
     return "\n".join([caption, "", *("| " + " | ".join(map(str, line)) + " |" for line in lines)])
 
 
-def tables(results):
-    """results.json's content -> {name: Markdown}."""
-    found, settings = results["runs"], results["settings"]
-    seeds = {
-        model: {name: run for name, run in found.items() if re.fullmatch(rf"{model}_seed_\d+", name)}
-        for model in MODELS
-    }
-    runs_of = {name: run for each in seeds.values() for name, run in each.items()}
-    what = "Built-in shapes, 800 images: these numbers mean nothing" if settings["quick"] else "CIFAR-10"
-    numbers = sorted({run["seed"] for run in runs_of.values()})
-    flags = ["--quick"] if settings["quick"] else []
-    flags += [f"--{key} {settings[key]}" for key in ("epochs", "precision")]
-    flags += [f"--seeds {numbers[-1] + 1}"] if numbers else []
-    spread = ", mean ± standard deviation where there are several" if len(numbers) > 1 else ""
-    caption = (
-        f"{what}. `python reproduce.py {' '.join(flags)}`: {settings['epochs']} epochs of each VAE and VAE-GAN, "
-        f"seed {', '.join(map(str, numbers)) or 'none so far'}{spread}. {origin(runs_of.values())}"
-    )
-    made = {
-        "summary": summary(caption, found, seeds),
-        "models": markdown(caption, *by_model(seeds, ELBO)),
-        "distances": distances(caption, seeds),
-        "classification": classification(caption, found, seeds),
-    }
-    for name, variants in {"wgan_gp": [""], "wgan_gp_variants": [key for key in WGAN_GP if key]}.items():
-        made[name] = two_modes(found, variants)
-    return made | {"proofs": proofs(found)}
+# --- the six models -----------------------------------------------------------------------------------------------
 
 
-def origin(some):
-    """Machines, versions of torch and commits of some runs, in words."""
-    some = list(some)
-    words = [sorted({str(run["machine"]) for run in some})]
-    words += [sorted({str(run["versions"].get(key)) for run in some}) for key in ("torch", "commit")]
-    return f"{', '.join(words[0])}; torch {', '.join(words[1])}; commit {', '.join(words[2])}." if some else ""
-
-
-def key(name):
-    return lambda metrics: metrics.get(name)
-
-
-ELBO = {  # title: (metrics -> value or None, digits)
-    "ELBO, nats": (key("elbo_nats"), 1),
-    "bits per dimension": (key("bits_per_dim"), 3),
-    "squared error": (key("mse"), 5),
-    "KL, nats": (key("kl"), 1),
-    "active units": (key("active_units"), 1),
-    "sharpness of reconstructions": (key("sharpness_reconstruction"), 3),
-    "of samples": (key("sharpness_generation"), 3),
-    "of ex-post samples": (key("sharpness_generation_expost"), 3),
-    "minutes": (lambda metrics: metrics["seconds"] / 60, 1),
-}
-KINDS = {
-    "reconstruction": "reconstructions",
-    "generation": "samples, z ~ N(0, I)",
-    "generation_expost": "ex-post samples",
-}
-
-
-def distance(key, kind):
-    """-> a function of metrics: the distance, or None. key: fid, Inception's; fd, in classifier.py's features."""
-    return lambda metrics: metrics.get(f"{key}_{kind}") if key == "fid" or of_classifier(metrics) else None
-
-
-def by_model(seeds, columns):
-    """columns: {title: (metrics -> value or None, digits)} -> head and rows, one a model."""
+def by_model(models, columns):
+    """columns: {title: (key of `numbers`, digits)} -> head and rows, one a model."""
     rows = []
-    for model, each in seeds.items():
-        values = [cell([get(run["metrics"]) for run in each.values()], digits) for get, digits in columns.values()]
-        rows.append([MODELS[model], len(each), *values])
+    for model, some in models.items():
+        cells = [cell([run.get(key) for run in some], digits) for key, digits in columns.values()]
+        rows.append([MODELS[model].title, len(some), *cells])
     return ["model", "n", *columns], rows
 
 
-def floor(seeds, key):
-    """The distance between training and test images: [value], or []; it is the same for all models."""
-    each = [distance(key, "floor")(run["metrics"]) for some in seeds.values() for run in some.values()]
-    return [value for value in each if value is not None][:1]
+def measured(models, ruler):
+    return any(seen(models, f"{ruler}_{kind}") for kind in KINDS)
 
 
-def probes(found, model):
-    return {name: run for name, run in found.items() if re.fullmatch(rf"probe_{model}_seed_\d+", name)}
+def distance_columns(ruler, heading, digits):
+    return {f"{heading}: {text}": (f"{ruler}_{kind}", digits) for kind, text in KINDS.items()}
 
 
-def accuracies(some, row):
-    return [probe["metrics"]["rows"].get(row, {}).get("accuracy") for probe in some.values()]
+def floors(models, rulers, digits):
+    """A cell for each distance: that between as many training images and the test images, the same for all models."""
+    return [cell(seen(models, f"{ruler}_floor")[:1], digits) for ruler in rulers for _ in KINDS]
 
 
-def summary(caption, found, seeds):
-    """The README's table: one row a model."""
+def summary(caption, found, models):
+    """The README's table."""
+    rulers = [ruler for ruler in ("fd_features", "fd_imagenet", "fid") if measured(models, ruler)]
     columns = {title: ELBO[title] for title in ("bits per dimension", "squared error")}
-    columns |= {f"Frechet distance*: {text}": (distance("fd", kind), 1) for kind, text in KINDS.items()}
-    columns |= {f"FID: {text}": (distance("fid", kind), 1) for kind, text in KINDS.items()}
-    head, rows = by_model(seeds, columns)
-    if all(cells[-3:] == [MISSING] * 3 for cells in rows):
-        head, rows = head[:-3], [cells[:-3] for cells in rows]
-        caption += " Inception FID: not measured, for its weights were not at hand."
-    for each, cells in zip(seeds.values(), rows, strict=True):
-        own = {name: found.get(f"probe_{name}", {"metrics": {"rows": {}}}) for name in each}
-        cells.append(cell(accuracies(own, "mu"), 2))
-    floors = [cell(floor(seeds, "fd"), 1)] * 3 + [cell(floor(seeds, "fid"), 1)] * (len(head) - 7)
-    ceiling = accuracies({name: found[name] for name in ("supervised_128",) if name in found}, "supervised")
-    rows.append(["as many training images", "", "", "", *floors, ""])
-    rows.append(["the encoder trained with labels, 128", *[""] * (len(head) - 1), cell(ceiling, 2)])
-    note = "\n\n\\* in the features of classifier.py's network, not Inception's; "
-    note += "accuracy: of a linear classifier on the mean of q(z\\|x), test images."
-    return markdown(caption, [*head, "linear accuracy, %"], rows) + note
+    for ruler in rulers:
+        columns |= distance_columns(ruler, RULERS[ruler].short, 1)
+    head, rows = by_model(models, columns | {"linear accuracy, %": ("mu", 2)})
+    rows.append(["as many training images", "", "", "", *floors(models, rulers, 1), ""])
+    labelled = [run["metrics"]["rows"]["supervised"]["accuracy"] for run in pick(found, "supervised_128")]
+    rows.append(["the encoder trained with labels, 128", *[""] * (len(head) - 2), cell(labelled, 2)])
+    behind = pick(found, *MODELS, *(f"probe_{model}" for model in MODELS), "supervised_128")
+    missing = "" if "fid" in rulers else " Inception FID: not measured, for its weights were not at hand."
+    notes = "".join(RULERS[ruler].note for ruler in rulers)
+    notes += "accuracy: of a linear classifier on the mean of q(z\\|x), test images."
+    return markdown(f"{caption} {origin(behind)}{missing}", head, rows) + f"\n\n{notes}"
 
 
-def distances(caption, seeds):
-    titles = {"fid": "Inception FID", "fd": "Frechet distance, classifier features"}
-    columns = {f"{titles[k]}: {text}": (distance(k, kind), 2) for k in titles for kind, text in KINDS.items()}
-    head, rows = by_model(seeds, columns)
-    rows.append(["floor: training images", "", *(cell(floor(seeds, k), 2) for k in titles for _ in KINDS)])
-    metrics = [run["metrics"] for each in seeds.values() for run in each.values()]
-    counts = {titles[k]: sorted({v for v in map(distance(k, "images"), metrics) if v}) for k in titles}
-    counts = "; ".join(f"{title}: {', '.join(map(str, n)) or 'no'} images a set" for title, n in counts.items())
-    return markdown(f"{caption} {counts}.", head, rows)
+def distances(caption, models):
+    rulers = [ruler for ruler in RULERS if ruler == "fid" or measured(models, ruler)]  # the assignment asks for FID
+    columns, counts = {}, []
+    for ruler in rulers:
+        columns |= distance_columns(ruler, RULERS[ruler].title, 2)
+        images = ", ".join(map(str, seen(models, f"{ruler}_images"))) or "no"
+        counts.append(f"{RULERS[ruler].title}: {images} images a set")
+    head, rows = by_model(models, columns)
+    rows.append(["floor: training images", "", *floors(models, rulers, 2)])
+    return markdown(f"{caption} {'; '.join(counts)}.", head, rows)
 
 
-def classification(caption, found, seeds):
-    def interval(row):
-        return f"{row['interval'][0]:.2f} to {row['interval'][1]:.2f}"
-
-    def versus(probe):
-        test = probe["metrics"].get("against")
-        if not test:
-            return ""
-        name, (low, high) = Path(test["checkpoint"]).name.removeprefix("quick-"), test["interval"]
-        name = MODELS.get(re.sub(r"_seed_\d+$", "", name), name)
-        return f"{test['difference']:+.2f} ({low:+.2f} to {high:+.2f}) to {name}, p = {test['p_value']:.1g}"
-
+def classification(caption, found):
     head = [
         "linear classifier on",
         "n",
@@ -230,33 +264,67 @@ def classification(caption, found, seeds):
     ]
     head += ["first seed against another model: points (95 %), McNemar's p"]
     rows = []
-    for model in seeds:
-        own = probes(found, model)
-        cells = [cell(accuracies(own, row), 2) for row in ("mu", "z ~ q(z|x)", "layer below mu")]
-        one = next(iter(own.values()), None)
-        first = [interval(one["metrics"]["rows"]["mu"]), versus(one)] if one else [MISSING, ""]
-        rows.append([MODELS[model], len(own), cells[0], first[0], *cells[1:], first[1]])
-    others = {f"ceiling: trained with labels, {d} dimensions": (f"supervised_{d}", "supervised") for d in (128, 64)}
-    others["its mu, frozen (128)"] = ("probe_supervised_128", "mu")
-    for dims in (128, 64):
-        name = next(iter(probes(found, f"vae_{dims}")), None)
-        for row in ("raw pixels", "principal components", "untrained encoder"):
-            if dims == 128 or row != "raw pixels":
-                others[f"baseline: {row}" + (f", {dims}" if row != "raw pixels" else "")] = (name, row)
-    for title, (name, row) in others.items():
-        score = found[name]["metrics"]["rows"].get(row) if name in found else None
-        cells = [1, f"{score['accuracy']:.2f}", interval(score)] if score else [0, MISSING, MISSING]
+    for model in MODELS:
+        probes = pick(found, f"probe_{model}")
+        read = [{row: shown["accuracy"] for row, shown in probe["metrics"]["rows"].items()} for probe in probes]
+        mu, *rest = (cell([each.get(row) for each in read], 2) for row in ("mu", "z ~ q(z|x)", "layer below mu"))
+        first = [interval(probes[0]["metrics"]["rows"]["mu"]), *rest, versus(probes[0])] if probes else []
+        rows.append([MODELS[model].title, len(probes), mu, *(first or [MISSING, *rest, ""])])
+    for title, shown in references(found).items():
+        cells = [1, f"{shown['accuracy']:.2f}", interval(shown)] if shown else [0, MISSING, MISSING]
         rows.append([title, *cells, "", "", ""])
-    resnet = found.get("classifier", {}).get("metrics")
-    cells = [0, MISSING, MISSING]
-    if resnet:
-        low, high = 100 * resnet["accuracy_low"], 100 * resnet["accuracy_high"]
-        cells = [1, f"{100 * resnet['accuracy']:.2f}", f"{low:.2f} to {high:.2f}"]
-    rows.append(["classifier.py's ResNet, end to end", *cells, "", "", ""])
-    labelled = {run.get("epochs") for name, run in found.items() if name.startswith(("supervised_", "classifier"))}
-    if labelled := " or ".join(str(n) for n in sorted(labelled - {None})):
-        caption += f" The networks trained with labels had {labelled} epochs."
+    labelled = pick(found, "classifier", "supervised_128", "supervised_64")
+    behind = pick(found, *MODELS, *(f"probe_{model}" for model in MODELS), "probe_supervised_128")
+    caption = f"{caption} {origin([*behind, *labelled])}"
+    epochs = sorted({run["epochs"] for run in labelled if run.get("epochs")})
+    if epochs:
+        caption += f" The networks trained with labels had {' or '.join(map(str, epochs))} epochs."
     return markdown(caption, head, rows)
+
+
+def interval(shown):
+    low, high = shown["interval"]
+    return f"{low:.2f} to {high:.2f}"
+
+
+def versus(probe):
+    """McNemar's test of a probe against another run's, in words; "" without one."""
+    test = probe["metrics"].get("against")
+    if not test:
+        return ""
+    name, (low, high) = Path(test["checkpoint"]).name.removeprefix("quick-"), test["interval"]
+    model = MODELS.get(re.sub(r"_seed_\d+$", "", name))
+    other = model.title if model else name
+    return f"{test['difference']:+.2f} ({low:+.2f} to {high:+.2f}) to {other}, p = {test['p_value']:.1g}"
+
+
+def references(found):
+    """What has one seed -> {title: {"accuracy", "interval"} in per cent, or None}."""
+    rows = {  # title: kind of run, row of its metrics
+        "ceiling: trained with labels, 128 dimensions": ("supervised_128", "supervised"),
+        "ceiling: trained with labels, 64 dimensions": ("supervised_64", "supervised"),
+        "its mu, frozen (128)": ("probe_supervised_128", "mu"),
+        "baseline: raw pixels": ("probe_vae_128", "raw pixels"),
+        "baseline: principal components, 128": ("probe_vae_128", "principal components"),
+        "baseline: untrained encoder, 128": ("probe_vae_128", "untrained encoder"),
+        "baseline: principal components, 64": ("probe_vae_64", "principal components"),
+        "baseline: untrained encoder, 64": ("probe_vae_64", "untrained encoder"),
+    }
+    shown = {
+        title: [run["metrics"]["rows"].get(row) for run in pick(found, kind)] for title, (kind, row) in rows.items()
+    }
+    resnet = [run["metrics"] for run in pick(found, "classifier")]
+    bounds = ("accuracy_low", "accuracy_high")
+    resnet = [{"accuracy": 100 * m["accuracy"], "interval": [100 * m[key] for key in bounds]} for m in resnet]
+    shown["classifier.py's ResNet, end to end"] = resnet
+    return {title: each[0] if each else None for title, each in shown.items()}
+
+
+# --- questions 1 and 4 --------------------------------------------------------------------------------------------
+
+
+def key(name):
+    return lambda metrics: metrics.get(name)
 
 
 def two_modes(found, variants):
@@ -325,6 +393,9 @@ def proofs(found):
     return markdown(caption, head, rows) if rows else MISSING
 
 
+# --- the pages ----------------------------------------------------------------------------------------------------
+
+
 def refresh(text, made):
     """Replace what stands between `<!-- table: NAME -->` and `<!-- end -->`. Raises UserError for an unknown NAME."""
 
@@ -334,3 +405,16 @@ def refresh(text, made):
         return f"<!-- table: {match[1]} -->\n{made[match[1]]}\n<!-- end -->"
 
     return re.sub(r"<!-- table: (\S+) -->\n.*?<!-- end -->", new, text, flags=re.DOTALL)
+
+
+def publish(made, done, public):
+    """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into `public`."""
+    for page in (Path("REPORT.md"), Path("README.md")):
+        if page.exists() and (new := refresh(page.read_text(), made)) != page.read_text():
+            runs.write_bytes(page, new.encode())
+    for name, part in done.items():
+        if "_seed_" in name and not name.endswith("_seed_0"):
+            continue
+        for picture in (runs.ROOT / part.folder).glob("*.*"):
+            if picture.suffix in (".png", ".gif") and not picture.name.startswith("density_"):
+                runs.write_bytes(public / part.folder / picture.name, picture.read_bytes())

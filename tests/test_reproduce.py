@@ -8,15 +8,19 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+import torch
 
 import reproduce
+import vae
 from common import runs, tables
+from common.loop import Loop
+from common.runs import read_json
 from reproduce import Part
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,11 +34,14 @@ if pathlib.Path("broken").exists() and folder.name in pathlib.Path("broken").rea
     print("a progress bar\\rfake.py: the disk is full", file=sys.stderr)
     sys.exit(2)
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "args.json").write_text(json.dumps({"script": sys.argv[0], "size": 3.0, "machine": "a machine"}))
+given = ["python", sys.argv[0], *words[:words.index("--device")]]
+made = {"script": sys.argv[0], "command": " ".join(given), "size": 3.0, "machine": "a machine"}
+(folder / "args.json").write_text(json.dumps(made))
 (folder / "checkpoint.pt").write_text("")
 if pathlib.Path("wait").exists():
+    hangs = pathlib.Path("wait").read_text()
     pathlib.Path("wait").unlink()
-    signal.signal(signal.SIGINT, lambda *_: sys.exit(130))
+    signal.signal(signal.SIGINT, lambda *_: pathlib.Path("asked").write_text("") if hangs else sys.exit(130))
     pathlib.Path("waiting").write_text("")
     time.sleep(60)
 (folder / "metrics.json").write_text('{"seconds": 1.5}')
@@ -49,11 +56,14 @@ def fakes(in_tmp, monkeypatch):
     (in_tmp / "fake.py").write_text(FAKE)
 
     def part(name, **options):
-        words = ("--name", name, "--size", "3", "--device", "cpu")
-        return Part(name, str(in_tmp / "fake.py"), words, name, 1, resumes=True, **options)
+        command = f"python {in_tmp / 'fake.py'} --name {name} --size 3"
+        return Part(name, command, name, 1, ("--device", "cpu"), resumes=True, **options)
 
     parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
-    monkeypatch.setattr(reproduce, "table", lambda args: parts)
+    monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
+    monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
+    monkeypatch.setattr(reproduce, "WAIT", 0.01)
+    monkeypatch.setattr(runs, "versions", lambda: {"commit": None})  # asks git each time
     log = in_tmp / "ran.txt"
     return lambda: log.read_text().splitlines() if log.exists() else []
 
@@ -77,9 +87,21 @@ def test_finished_parts_are_skipped(fakes):
     assert "--size 3" in record["command"] and "--device" not in record["command"]
 
 
+def fake_command(name, *flags):
+    return {"command": " ".join((f"python {Path('fake.py').resolve()} --name {name}", *flags))}
+
+
+def set_args(folder, made):
+    """Write another args.json, as old as the one that was there."""
+    file = Path("runs", folder, "args.json")
+    then = file.stat().st_mtime
+    file.write_text(json.dumps(made))
+    os.utime(file, (then, then))
+
+
 def test_other_flags_and_later_needs_make_a_part_run_again(fakes):
     main()
-    Path("runs/c/args.json").write_text(json.dumps({"script": str(Path("fake.py").resolve()), "size": 4.0}))
+    set_args("c", fake_command("c", "--size 4"))
     main()
     assert names(fakes())[3:] == ["c"] and "--resume" not in fakes()[3]  # another run's checkpoint is not gone on from
     os.utime("runs/b/metrics.json", (0, 0))  # as if a had been trained again since
@@ -126,44 +148,141 @@ def test_a_part_that_leaves_nothing_has_failed(fakes, capsys):
     assert "failed: c: it ended well but left no such metrics.json" in capsys.readouterr().err
 
 
-def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes):
-    Path("wait").write_text("")
-    Path("drive.py").write_text(
-        f"import sys; sys.path.insert(0, {str(ROOT)!r})\nimport reproduce, runs\nfrom reproduce import Part\n"
-        "words = ('--name', 'a', '--size', '3')\n"
-        "part = Part('a', reproduce.Path('fake.py').resolve().as_posix(), words, 'a', 1, resumes=True)\n"
-        "reproduce.table = lambda args: {'a': part}\nruns.cli(lambda: reproduce.main(['--device', 'cpu']))\n"
-    )
-    process = subprocess.Popen([sys.executable, "drive.py"], stderr=subprocess.PIPE, text=True)
-    for _ in range(600):
-        if Path("waiting").exists() or process.poll() is not None:
-            break
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=30)
-    assert process.returncode == 130, said
+@pytest.mark.parametrize("times", [1, 2])
+def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes, capsys, times):
+    """Once: it saves itself. Twice: it is ended."""
+    Path("wait").write_text("hangs" if times == 2 else "")
+    handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
+
+    def press():
+        while not Path("waiting").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+        while times == 2 and not Path("asked").exists():
+            time.sleep(0.02)
+        if times == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    presser = threading.Thread(target=press, daemon=True)
+    presser.start()
+    with pytest.raises(SystemExit) as stop:
+        runs.cli(lambda: main("--only", "a"))
+    presser.join(timeout=30)
+    said = capsys.readouterr().err
+    assert stop.value.code == 130, said
     assert "the same command goes on" in said and "Traceback" not in said
     assert json.loads(Path("results/results.json").read_text())["runs"] == {}
-    subprocess.run([sys.executable, "drive.py"], check=True, capture_output=True)
+    assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
+    main("--only", "a")
     assert "--resume" in fakes()[-1] and Path("runs/a/metrics.json").exists()
 
 
 @pytest.mark.parametrize("made, same", [({"one_sided": False}, True), ({"one_sided": True}, False), ({}, False)])
 def test_a_switch_agrees_only_with_its_own_value(made, same):
-    assert reproduce.agree(("--no-one-sided",), made) is same
+    assert (reproduce.as_given("--no-one-sided", made) == "--no-one-sided") is same
+
+
+def test_the_typed_command_is_kept_less_what_differs_between_machines():
+    argv = ["runs/a b", "--name", "x", "--data-dir", "my data", "--seed=0", "--device=cpu", "--resume", "--layer"]
+    assert runs.typed("probe.py", argv) == "python probe.py 'runs/a b' --name x --seed=0 --layer"
+
+
+def test_a_run_that_goes_on_to_more_epochs_says_so_and_keeps_what_was_measured(in_tmp):
+    flags = ["--name", "x", "--device", "cpu", "--batch-size", "30"]
+    metrics, kept = Path("runs/x/metrics.json"), Path("runs/x/metrics-epoch1.json")
+
+    def train(*argv):
+        args = vae.parse_args(argv)
+        run, images = runs.Run(args, "vae.py", argv), torch.zeros(60, 1)
+        with Loop.of_epochs(run, args, {"average": torch.nn.Linear(1, 1)}, images, "") as loop:
+            for _ in loop:
+                if loop.saves():
+                    loop.save({})
+        runs.write_json(metrics, {"step": loop.step})
+        return read_json("runs/x/args.json")
+
+    begun = train(*flags, "--epochs", "1")
+    assert begun["command"] == "python vae.py --name x --batch-size 30 --epochs 1"
+    assert train("--name", "x", "--resume") == begun  # no more epochs: nothing to note
+    assert not kept.exists()
+    later = train(*flags, "--epochs", "2", "--resume")
+    assert read_json(kept) == {"step": 2} and read_json(metrics) == {"step": 4}
+    assert later["command"] == "python vae.py --name x --batch-size 30 --epochs 2" and later["epochs"] == 2
+    assert later["commit"].split(", ") == [begun["commit"], runs.versions()["commit"]]
+
+
+def test_the_order_of_the_flags_does_not_matter(fakes):
+    main("--only", "c")
+    set_args("c", fake_command("c", "--size 3"))
+    main("--only", "c")
+    set_args("c", {"command": f"python {Path('fake.py').resolve()} --size 3 --name c"})
+    main("--only", "c")
+    assert len(fakes()) == 1
+
+
+OLD = {"script": "vae.py", "name": "vae_128_seed_0", "seed": 0, "latent_dim": 128, "contrastive": 0.0, "epochs": 20}
+OLD |= {"precision": "fp32", "fid": "off", "data_dir": "elsewhere", "device": "auto", "lr": 0.0005}
+
+
+@pytest.mark.parametrize(
+    "change, epochs, is_finished, goes_on",
+    [
+        ({}, 20, True, True),
+        ({"epochs": 10}, 20, False, True),
+        ({"epochs": 50}, 20, False, False),
+        ({"precision": "bf16"}, 20, False, False),
+        ({"precision": "bf16", "epochs": 10}, 20, False, False),
+        ({"script": "vae_gan.py"}, 20, False, False),
+    ],
+)
+@pytest.mark.parametrize("with_command", [False, True])
+def test_which_run_is_finished_and_which_goes_on(in_tmp, with_command, change, epochs, is_finished, goes_on):
+    """Of an earlier commit, whose args.json names no command, and of this one."""
+    made = OLD | change
+    if with_command:
+        flags = ("name", "seed", "fid", "latent_dim", "epochs", "precision")
+        words = " ".join(f"--{flag.replace('_', '-')} {made[flag]}" for flag in flags)
+        made = {"command": f"python {made['script']} {words}"}
+    runs.write_json(Path("runs/vae_128_seed_0/args.json"), made)
+    Path("runs/vae_128_seed_0/checkpoint.pt").touch()
+    Path("runs/vae_128_seed_0/metrics.json").write_text('{"seconds": 1}')
+    args = reproduce.parse_args(["--epochs", str(epochs), "--seeds", "1"])
+    parts = reproduce.table(args, {})
+    part = parts["vae_128_seed_0"]
+    assert reproduce.finished(part, parts, args) is is_finished
+    assert reproduce.resumable(part, args) is goes_on
+    os.utime("runs/vae_128_seed_0/metrics.json", (0, 0))  # of before the run was begun anew, or extended
+    assert not reproduce.finished(part, parts, args)
+
+
+def test_a_measuring_part_is_finished_when_all_rulers_have_measured(in_tmp):
+    rulers = {"fd_features": "runs/classifier/features.pt2", "fd_imagenet": "runs/imagenet_features/imagenet.pt2"}
+    args = reproduce.parse_args(["--seeds", "1"])
+    parts = reproduce.table(args, rulers)
+    part = parts["measure_vae_gan_64_seed_0"]
+    assert part.where[-5:] == ("--features", *rulers.values(), "--compare", "runs/vae_64_seed_0")
+    runs.write_json(Path("runs/vae_gan_64_seed_0/metrics.json"), {"fd_features_generation_expost": 1.0})
+    assert not reproduce.finished(part, parts, args)
+    both = {"fd_features_generation_expost": 1.0, "fd_imagenet_generation_expost": 2.0}
+    runs.write_json(Path("runs/vae_gan_64_seed_0/metrics.json"), both)
+    assert reproduce.finished(part, parts, args)
+    Path("runs/imagenet_features").mkdir()
+    Path(rulers["fd_imagenet"]).touch()
+    os.utime("runs/vae_gan_64_seed_0/metrics.json", (0, 0))  # as if the network had been made anew since
+    assert not reproduce.finished(part, parts, args)
 
 
 def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
     main()
     Path("runs/c/c.png").write_text("of another training")
-    Path("runs/c/args.json").write_text(json.dumps({"script": str(Path("fake.py").resolve()), "size": 4.0}))
+    set_args("c", fake_command("c", "--size 4"))
     Path("runs/a/a.png").write_text("of this one")
     main("--only", "a")
     assert Path("results/a/a.png").exists() and not Path("results/c/c.png").exists()
 
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
-    monkeypatch.setattr(reproduce, "slots", lambda device: {"0": False, "1": False, "": True})
+    monkeypatch.setattr(reproduce, "slots", lambda device: ["0", "1", ""])
     main()
     gpus = {line.split()[1]: line.split()[-1] for line in fakes()}
     assert {gpus["a"], gpus["c"]} == {"0", "1"} and gpus["b"] in ("0", "1")
@@ -173,46 +292,64 @@ def test_gpus_take_a_part_each(fakes, monkeypatch):
 def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
     monkeypatch.setattr(reproduce.torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert reproduce.slots("auto") == {"0": False, "1": False, "": True}
+    assert reproduce.slots("auto") == ["0", "1", ""]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert reproduce.slots("cuda") == {"5": False, "7": False, "": True}
-    assert reproduce.slots("cpu") == reproduce.slots("cuda:1") == {"": True}
+    assert reproduce.slots("cuda") == ["5", "7", ""]
+    assert reproduce.slots("cpu") == reproduce.slots("cuda:1") == [""]
 
 
-def test_fid_without_weights_is_refused_or_left_out(fakes, refused, monkeypatch, capsys):
+def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, capsys):
     def lacking():
         raise runs.UserError("the weights are not here")
 
-    parts = reproduce.table(None)
-    parts["fid_a"] = Part("fid_a", parts["a"].script, parts["a"].words, "a", 1, needs=("a",), kind="fid")
+    classifier = {"fd_features": "runs/classifier/features.pt2"}
+    args = reproduce.parse_args([])
     monkeypatch.setattr(reproduce.inception, "find_weights", lacking)
-    main()  # exit status 0
-    assert "Inception FID will be not measured: the weights are not here" in capsys.readouterr().err
-    assert names(fakes()) == ["a", "b", "c"]
-    assert refused(reproduce.main, "--only", "fid").endswith("the weights are not here")
+    assert reproduce.find_rulers(args) == classifier
+    said = capsys.readouterr().err
+    assert "Inception FID will be not measured: the weights are not here" in said
+    assert "distances in ImageNet features will be not measured: benchmarks/imagenet_features.py makes" in said
+    reproduce.IMAGENET.parent.mkdir(parents=True)
+    reproduce.IMAGENET.touch()
+    monkeypatch.setattr(reproduce.inception, "find_weights", lambda: Path("weights.pth"))
+    more = {"fd_imagenet": "runs/imagenet_features/imagenet.pt2", "fid": "inception"}
+    assert reproduce.find_rulers(args) == classifier | more and capsys.readouterr().err == ""
+    quick = reproduce.find_rulers(reproduce.parse_args(["--quick"]))
+    assert quick == {"fd_features": "runs/quick-classifier/features.pt2"}
 
 
-@pytest.mark.parametrize("flags", [[], ["--quick"], ["--device", "cpu", "--precision", "bf16", "--data-dir", "x"]])
+@pytest.mark.parametrize("only, looks", [([], True), (["meas"], True), (["measure_vae"], True), (["wgan_gp"], False)])
+def test_weights_are_looked_for_only_where_a_part_measures(in_tmp, monkeypatch, only, looks):
+    """For they may be downloaded then."""
+    asked = []
+    monkeypatch.setattr(reproduce, "find_rulers", lambda args: asked.append(args) or {"fd_features": "features.pt2"})
+    monkeypatch.setattr(reproduce.Queue, "run", lambda queue: {})
+    main(*(word for name in only for word in ("--only", name)))
+    assert bool(asked) is looks
+
+
+@pytest.mark.parametrize("flags", [[], ["--quick"], ["--device", "cpu", "--precision", "bf16", "--data-dir", "x y"]])
 def test_every_command_is_one_that_its_script_parses(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    parts = reproduce.table(reproduce.parse_args(flags))
+    rulers = {"fd_features": "a.pt2", "fd_imagenet": "b.pt2", "fid": "inception"}
+    parts = reproduce.table(reproduce.parse_args(flags), rulers)
+    monkeypatch.setattr(runs, "load_checkpoint", lambda path: {"args": {}})
     before = set()
     for part in parts.values():
         assert set(part.needs) <= before
         before.add(part.name)
         module = importlib.import_module(part.script.removesuffix(".py").replace("/", "."))
-        if hasattr(module, "parse_args") and "--eval-only" not in part.words:
-            args = vars(module.parse_args(list(part.words)))
-            assert reproduce.agree(part.words, args)
+        words = [*part.command.split()[2:], *part.where]
+        assert runs.typed(part.script, words).startswith(part.command)  # what args.json will say
+        if part.prints:
+            assert words == ["--json"]
+        elif hasattr(module, "parse_args"):
+            args = vars(module.parse_args(words))
+            assert all(reproduce.as_given(flag, args) == flag for flag in re.split(" (?=--)", part.command)[1:])
             assert args["name"] == part.folder
-        elif "--eval-only" in part.words:  # parses but for the checkpoint, which it would read
-            module.parse_args([word for word in part.words if word != "--eval-only"])
+            assert not part.rulers or args["features"] == list(rulers.values())
         else:
-            parse = {"prior_gaussian": "sweep", "prior_non_gaussian": "sweep"}.get(part.folder.removeprefix("quick-"))
-            if parse:
-                module.sweep.parse_args("x", "name", (), list(part.words))
-            else:
-                assert part.kind == "stdout" and part.words == ("--json",)
+            module.sweep.parse_args("x", "name", (), words)
 
 
 @pytest.mark.parametrize("argv", [["--seeds", "0"], ["--epochs", "x"], ["--precision", "fp8"], ["--what"]])
@@ -227,7 +364,7 @@ def run(metrics, **more):
     return {"command": "", "seed": 0, "machine": "an abacus", "versions": {}, "seconds": 60, "metrics": metrics, **more}
 
 
-def vae(bits, **more):
+def vae_run(bits, **more):
     keys = "elbo_nats mse kl active_units sharpness_reconstruction sharpness_generation sharpness_generation_expost"
     return run(dict.fromkeys(keys.split(), 1.0) | {"seconds": 60.0, "bits_per_dim": bits} | more)
 
@@ -242,7 +379,7 @@ def row(text, name):
 
 
 def test_mean_and_spread_and_what_was_not_measured():
-    made = tables.tables(results(vae_128_seed_0=vae(6.0), vae_128_seed_1=vae(6.2), vae_128_seed_2=vae(6.4)))
+    made = tables.tables(results(vae_128_seed_0=vae_run(6.0), vae_128_seed_1=vae_run(6.2), vae_128_seed_2=vae_run(6.4)))
     assert row(made["models"], "VAE, 128 dimensions")[1:4] == ["3", "1.0 ± 0.0", "6.200 ± 0.200"]
     assert row(made["models"], "VAE, 64")[1:4] == ["0", "not measured", "not measured"]
     assert "--epochs 50 --precision fp32 --seeds 1`" in made["models"] and "an abacus" in made["models"]
@@ -256,14 +393,49 @@ def test_how_long_the_networks_with_labels_trained_is_read_from_their_runs():
     assert "networks trained with labels had 3 epochs." in made[1]
 
 
+def test_a_rulers_new_numbers_win_over_those_of_an_earlier_commit():
+    ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
+    found = tables.by_ruler(ours | {"fd_features_reconstruction": 8.0})
+    assert (found["fd_features_reconstruction"], found["fd_features_floor"]) == (8.0, 1.0)
+
+
+def test_each_ruler_has_columns_and_a_floor_of_its_own():
+    names = ("fd_features", "fd_imagenet", "fid")
+    found = {
+        f"{name}_{key}": 10.0 * i + j
+        for i, name in enumerate(names, 1)
+        for j, key in enumerate(("reconstruction", "generation", "generation_expost", "floor"))
+    }
+    made = tables.tables(results(vae_64_seed_0=vae_run(6.0, **found, fd_imagenet_images=5000)))
+    assert row(made["distances"], "VAE, 64")[2:] == "30.00 31.00 32.00 10.00 11.00 12.00 20.00 21.00 22.00".split()
+    assert row(made["distances"], "floor: training images")[2:] == ["33.00"] * 3 + ["13.00"] * 3 + ["23.00"] * 3
+    assert "Frechet distance, ImageNet features: 5000 images a set" in made["distances"]
+    assert row(made["summary"], "VAE, 64")[4:-1] == "10.0 11.0 12.0 20.0 21.0 22.0 30.0 31.0 32.0".split()
+    head = next(line for line in made["summary"].splitlines() if line.startswith("| model"))
+    assert [title.partition(":")[0] for title in head.split(" | ")[4:-1]] == (
+        ["Frechet distance*"] * 3 + ["Frechet distance†"] * 3 + ["FID"] * 3
+    )
+    assert row(made["summary"], "VAE, 64")[-1] == "not measured"  # by a probe
+
+
+def test_a_caption_names_commits_that_do_not_hold_what_ran():
+    dirty = {"versions": {"torch": "2", "commit": "abc-dirty"}}
+    clean = {"versions": {"torch": "2", "commit": "def, 0ad"}}  # begun by one commit, gone on with by another
+    mu = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}}) | dirty
+    made = tables.tables(results(vae_64_seed_0=vae_run(6.0) | clean, probe_vae_64_seed_0=mu))
+    for name in ("summary", "classification"):
+        assert "commit 0ad, abc-dirty, def (-dirty: and changes that are in no commit)." in made[name]
+    assert "commit 0ad, def." in made["models"] and "dirty" not in made["distances"]
+
+
 def test_distances_stand_under_their_own_name():
     fid = {"fid_reconstruction": 100.0, "fid_generation": 150.0, "fid_floor": 3.0, "fid_images": 10000}
     ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
     theirs = ours | {"fd_features": "Frechet distance (Inception, weights 0123, float32)"}
     found = {
-        "vae_128_seed_0": vae(6, **fid, **ours),
-        "vae_128_seed_1": vae(6, **ours | {"fd_reconstruction": 9.0}),
-        "vae_64_seed_0": vae(6, **theirs),
+        "vae_128_seed_0": vae_run(6, **fid, **ours),
+        "vae_128_seed_1": vae_run(6, **ours | {"fd_reconstruction": 9.0}),
+        "vae_64_seed_0": vae_run(6, **theirs),
     }
     text = tables.tables(results(**found))["distances"]
     no = "not measured"
@@ -276,7 +448,7 @@ def test_distances_stand_under_their_own_name():
 def test_summary():
     ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
     mu = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
-    found = {"vae_64_seed_0": vae(6.0, **ours), "probe_vae_64_seed_0": mu}
+    found = {"vae_64_seed_0": vae_run(6.0, **ours), "probe_vae_64_seed_0": mu}
     text, no = tables.tables(results(**found))["summary"], "not measured"
     assert row(text, "VAE, 64")[1:] == ["1", "6.000", "1.00000", "7.0", no, no, "40.00"]
     assert row(text, "as many training images")[2:] == ["", "", "1.0", "1.0", "1.0", ""]
@@ -286,7 +458,7 @@ def test_summary():
     assert row(text, "VAE, 64")[4:] == ["7.0", no, no, "90.0", no, no, "40.00"]
     assert row(text, "as many training images")[4:] == ["1.0"] * 3 + ["5.0"] * 3 + [""]
     assert "Inception FID: not measured" not in text
-    found["vae_64_seed_1"] = vae(6.0)
+    found["vae_64_seed_1"] = vae_run(6.0)
     assert row(tables.tables(results(**found))["summary"], "VAE, 64")[-1] == "40.00 (n = 1)"
     widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
@@ -307,9 +479,8 @@ def test_two_modes():
     assert mean[1] == "53.0% ± 0.0%" and mean[6] == "2.00 ± 0.00"
 
 
-def test_the_models_are_those_of_reproduce():
-    assert list(tables.MODELS) == list(reproduce.MODELS)
-    parts = reproduce.table(reproduce.parse_args([]))
+def test_the_variants_are_those_of_reproduce():
+    parts = reproduce.table(reproduce.parse_args([]), {})
     made = {name.removeprefix("wgan_gp_").partition("seed_")[0] for name in parts if name.startswith("wgan_gp_")}
     assert made == set(tables.WGAN_GP)
 
@@ -350,7 +521,7 @@ def test_proofs():
 
 
 def test_a_refresh_is_what_the_results_give_and_touches_nothing_else(tmp_path):
-    made = tables.tables(results(vae_128_seed_0=vae(6.5)))
+    made = tables.tables(results(vae_128_seed_0=vae_run(6.5)))
     before = "# A\n<!-- table: models -->\nold\n\n| old |\n<!-- end -->\nB\n<!-- table: proofs -->\n<!-- end -->\nC\n"
     after = tables.refresh(before, made)
     want = f"# A\n<!-- table: models -->\n{made['models']}\n<!-- end -->\nB\n<!-- table: proofs -->\n{made['proofs']}\n"
@@ -397,6 +568,7 @@ def test_report_md_is_refreshed(fakes):
     assert Path("REPORT.md").read_text() == "x\n<!-- table: wgan_gp -->\nnot measured\n<!-- end -->\ny\n"
 
 
-def test_quick_leaves_results_alone(fakes):
+def test_quick_leaves_results_alone(fakes, capsys):
     main("--quick")
+    assert f"Built-in shapes, {reproduce.QUICK_IMAGES} images: these numbers mean nothing" in capsys.readouterr().out
     assert Path("runs/quick/results.json").exists() and not Path("results").exists()
