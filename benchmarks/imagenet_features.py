@@ -2,13 +2,20 @@
 
     pip install -r benchmarks/requirements.txt
     python benchmarks/imagenet_features.py                 # writes runs/imagenet_features/imagenet.pt2
-    python benchmarks/imagenet_features.py --check         # and measures it on CIFAR-10, see below
+    python benchmarks/imagenet_features.py --check         # and measures it on CIFAR-10: 18 minutes of one core
     python fid.py cifar10:test FOLDER --features runs/imagenet_features/imagenet.pt2
 
 EfficientNet-Lite0 (Tan & Le 2019, 1905.11946; without squeeze-and-excitation, with ReLU6) with TensorFlow's weights as
 two packages of ML Illustrated brought them to PyTorch. imagenet.pt2 is a program of torch.export: uint8 images
 (B, 3, H, W) -> (B, 1280) float32, the averages that its last layer sees. Images are resized to 224x224 and scaled as in
 its training; batch norms are folded. A Frechet distance of these features is no FID, whose network is Inception.
+
+Measured with OMP_NUM_THREADS=1 python benchmarks/imagenet_features.py --check (CIFAR-10, AMD EPYC without AVX-512, a
+busy machine, torch 2.13.0+cpu, 2026-11-25): 1,000 images take 29 s of one core, in the package's own network 48 s. A
+linear probe fitted to 5,000 training images reads 89.0 % of 2,000 test images (37.7 % from pixels). These 2,000 are
+7.5, 10.3, 18.7 and 26.4 away from themselves moved by 1 to 4 pixels; 7.3, 81.6 and 229.6 from themselves blurred by a
+Gaussian of 0.5, 1 and 2 pixels. The floor, 5,000 training images against all test images, is 6.1. The network's own
+classes, read without any training here, tell that the pixels are prepared rightly: 1.25 nats against 1.41 to 3.19.
 """
 
 import hashlib
@@ -307,7 +314,7 @@ def check_distances(table, images, features, measure):
     """
     disturbed = {
         "moved by {} pixels": (shift, (1, 2, 3, 4)),
-        "blurred by {} pixels": (blur, (0.5, 1.0, 2.0)),
+        "blurred, sigma {} pixels": (blur, (0.5, 1.0, 2.0)),
     }
     for text, (disturb, amounts) in disturbed.items():
         last = 0.0

@@ -22,6 +22,7 @@ from torch import nn
 import data
 import extractors
 import fid
+import probe
 import tables
 from benchmarks import imagenet_features
 
@@ -266,6 +267,8 @@ def test_distances_must_rise(capsys):
 def test_a_whole_check(in_tmp, stand_in, monkeypatch, capsys):
     """Of a random network, on other images than CIFAR-10's: rows that cannot be as they should are counted."""
     labels = torch.arange(120) % 10
+    monkeypatch.setattr(imagenet_features, "SIZE", 32)  # for speed, and so is the next line
+    monkeypatch.setattr(probe, "GRID", (1.0,))
     monkeypatch.setattr(imagenet_features, "load_network", lambda: copy.deepcopy(stand_in))
     monkeypatch.setattr(data, "load", lambda name, folder, split: (IMAGES, labels))
     with pytest.raises(imagenet_features.UserError, match="not as it should be"):
