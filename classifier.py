@@ -174,13 +174,14 @@ def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision)
     run = runs.Run(args, "classifier.py")
-    images, labels, test, test_labels = data.splits(args, device)
+    found = data.splits(args, device, labelled=True)
+    images, labels, test, test_labels, classes = found.images, found.labels, found.test, found.test_labels, found.classes
+    args.data_files = found.fingerprint  # goes into args.json and the checkpoint
+    if args.resume:
+        data.note_change(args, run.load()["args"])
     runs.check_batch(args.batch_size, len(images))
-    classes = int(torch.cat([labels, test_labels]).max()) + 1
-    if classes < 2:
-        raise runs.UserError(f"--data {args.data} has one class: put the images of each class into a sub-folder")
     torch.manual_seed(args.seed)  # the initial weights
-    net = ResNet(classes)
+    net = ResNet(len(classes))
     net.whiten(images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
     net, spent = train(args, run, net, images, labels, test, test_labels)

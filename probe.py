@@ -34,10 +34,9 @@ from tqdm import tqdm
 
 import sampling
 import vae
-from common import data, devices, pictures, runs, shapes
+from common import data, devices, pictures, runs
 
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def parse_args(argv=None):
@@ -158,7 +157,7 @@ def wilson(right, n, z=1.96):
     p, denominator = right / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / denominator
     half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (centre - half), 100 * (centre + half)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))  # rounding must not leave -0.00
 
 
 def mcnemar(first, second):
@@ -238,11 +237,6 @@ def baselines(images, labels, test, test_labels, latent_dim, classes, seed):
 
 
 # --- pictures -----------------------------------------------------------------------------------------------------
-
-
-def class_names(data_name, classes):
-    names = {"cifar10": CIFAR10, "shapes": shapes.CLASSES}.get(data_name, ())
-    return [*names, *map(str, range(len(names), classes))]
 
 
 def plot_confusion(predicted, labels, names, path):
@@ -343,14 +337,13 @@ def main(argv=None):
         if getattr(args, key) is None:
             setattr(args, key, saved.get(key, default))
     run = runs.Run(args, "probe.py")
-    images, labels, test, test_labels = data.splits(args, device)
-    classes = int(max(labels.max(), test_labels.max())) + 1
-    if classes < 2 or len(labels.unique()) < classes or len(images) < 10:
-        raise runs.UserError(
-            f"the {len(images)} training images of --data {args.data} have {len(labels.unique())} classes: it takes "
-            "ten images, and some of each of at least two classes"
-        )
-    names, truth = class_names(args.data, classes), test_labels.cpu()
+    found = data.splits(args, device, labelled=True)
+    images, labels, test, test_labels, names = found.images, found.labels, found.test, found.test_labels, found.classes
+    args.data_files = found.fingerprint  # goes into args.json and the checkpoint
+    data.note_change(args, saved)
+    if len(images) < 10:
+        raise runs.UserError(f"{len(images)} training images are too few for a probe: it takes ten")
+    classes, truth = len(names), test_labels.cpu()
     rows, metrics = {}, {"data": args.data, "holdout": args.holdout, "images": len(images), "test_images": len(test)}
 
     def add(row, train, held):

@@ -36,10 +36,14 @@ def begin(args, script):
     here, before the training, it can be helped.
     """
     device = devices.start(args.device, args.precision, args.capture)
-    images, _, test, _ = data.splits(args, device)
-    check_batch(args.batch_size, len(images))
+    found = data.splits(args, device)
+    check_batch(args.batch_size, len(found.images))
+    args.data_files = found.fingerprint  # goes into args.json and the checkpoint
+    run = runs.Run(args, script)
+    if args.resume or args.eval_only or args.sample:
+        data.note_change(args, run.load()["args"])
     extractor = None if args.sample else wanted_extractor(args.fid, args.features, device)
-    return runs.Run(args, script), images, test, extractor
+    return run, found.images, found.test, extractor
 
 
 def restore(run, average):

@@ -34,11 +34,11 @@ def cifar_dir():
 
 @pytest.fixture
 def image_folder(tmp_path):
-    """72 PNG images of two classes, which an encoder can tell apart."""
+    """72 PNG images of two classes, which an encoder can tell apart: by their names 60 for training, 12 for testing."""
     random = np.random.default_rng(0)
     for i in range(72):
         pixels = random.integers(0, 128, (32, 32, 3)) + 127 * (i % 2)
-        file = tmp_path / "images" / f"class{i % 2}" / f"{i:02d}.png"
+        file = tmp_path / "images" / f"class{i % 2}" / f"u{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(file)
     return tmp_path / "images"
