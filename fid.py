@@ -37,7 +37,7 @@ from common import data, devices, moments, ranks, runs
 from common.images import batches, in_words, place, quiet_pillow
 from common.inception import WEIGHTS, load_extractor, precision
 from common.runs import UserError
-from common.sides import find_side, load_stats
+from common.sides import find_side, load_both, load_stats
 from common.streams import note
 
 CHECKED = 1000  # images a side on which --fast is compared with float32
@@ -251,6 +251,18 @@ def distance(sides, found):
     return frechet_distance(mu1, sigma1, mu2, sigma2)
 
 
+def compare(sides, found, key, name, recipe, device):
+    """Statistics of both sides -> what --json prints; says what to mind. key, name, recipe: see inception.py."""
+    counts, dims = [side.n for side in found], len(found[0].mu)
+    result = {key: distance(sides, found), "name": name, "sides": [side.text for side in sides], "n": counts}
+    for text, n in dict(zip(result["sides"], counts, strict=True)).items():
+        if n and n <= dims:
+            note(f"{text} has {n} images, no more than features ({dims}): compare only at equal numbers of images")
+    if sides[0].same_as(sides[1]):
+        note("both sides are the same, so the distance is 0 but for rounding")
+    return result | {"recipe": recipe, "device": str(device)}
+
+
 def save_stats(side, path, extractor, data_dir, batch_size=None):
     """Statistics of a side -> the new file `path`."""
     found = measure(side, extractor, data_dir, batch_size)
@@ -275,37 +287,27 @@ def main(argv=None):
     given = [side for side in sides if side.npz]
     if given and (args.kid or args.save_stats):
         raise UserError(f"{given[0].text} holds no images, which --kid and --save-stats take: give the folder it is of")
-    if args.save_stats:
-        if not args.second.endswith(".npz") or os.path.exists(args.second):
-            raise UserError(f"--save-stats {args.second}: choose a name that ends in .npz and is not there yet")
+    if args.save_stats and (not args.second.endswith(".npz") or os.path.exists(args.second)):
+        raise UserError(f"--save-stats {args.second}: choose a name that ends in .npz and is not there yet")
+    if len(given) == 2:  # no network is needed
+        found, key, recipe = load_both(sides)
+        result = compare(sides, found, key, recipe, recipe, device)
+    elif args.save_stats:
         runs.try_writing(args.second)
         extractor = load_extractor(args.weights, args.features, device, args.fast)
         save_stats(sides[0], args.second, extractor, args.data_dir, args.batch_size)
         return
-    where, keep = (args.data_dir, args.batch_size), ([], []) if args.kid else (None, None)
-    if len(given) == 2:  # no network is needed: the files say, or do not, of which they are
-        recipes = [moments.read(side.npz)[1] for side in sides]
-        name = recipe = next((recipe for recipe in recipes if recipe), "FID (of unnamed statistics)")
-        key = "fid" if recipe.startswith("FID") else "fd"
-        found = [load_stats(side, recipe, name) for side in sides]
     else:
         extractor = load_extractor(args.weights, args.features, device, args.fast)
-        name, recipe, key = extractor.name, extractor.recipe, extractor.key
-        found = measure_both(sides, extractor, *where, keep)
-    counts = [statistics.n for statistics in found]
-    result = {key: distance(sides, found), "name": name, "sides": [side.text for side in sides], "n": counts}
-    result |= {"recipe": recipe, "device": str(device)}
-    same = sides[0].same_as(sides[1])
-    if args.kid:
-        result["kid"], result["kid_stderr"] = (0.0, 0.0) if same else kernel_distance(*map(torch.cat, keep))
-    dims = len(found[0].mu)
-    for text, n in dict(zip(result["sides"], counts, strict=True)).items():
-        if n and n <= dims:
-            note(f"{text} has {n} images, no more than features ({dims}): compare only at equal numbers of images")
-    if same:
-        note("both sides are the same, so the distance is 0 but for rounding")
-    if args.fast and len(given) < 2:
-        result |= check_fast(sides, extractor, load_extractor(args.weights, None, device), *where)
+        key, kept = extractor.key, ([], []) if args.kid else (None, None)
+        found = measure_both(sides, extractor, args.data_dir, args.batch_size, kept)
+        result = compare(sides, found, key, extractor.name, extractor.recipe, device)
+        if args.kid:
+            same = sides[0].same_as(sides[1])
+            result["kid"], result["kid_stderr"] = (0.0, 0.0) if same else kernel_distance(*map(torch.cat, kept))
+        if args.fast:
+            reference = load_extractor(args.weights, None, device)
+            result |= check_fast(sides, extractor, reference, args.data_dir, args.batch_size)
     if ranks.is_main():
         print(json.dumps(result) if args.json else in_a_line(result, key))
 

@@ -58,3 +58,11 @@ def load_stats(side, recipe, name, dims=None):
     if its_recipe is None:
         note(f"{side.text} does not say of which network it is, and is taken to be of {name}")
     return found
+
+
+def load_both(sides):
+    """Two sides' .npz -> Statistics of each; "fid" or "fd", the recipe: the files say of which features they are."""
+    recipes = [moments.read(side.npz)[1] for side in sides]
+    recipe = next((recipe for recipe in recipes if recipe), "FID (of unnamed statistics)")
+    found = [load_stats(side, recipe, recipe) for side in sides]
+    return found, "fid" if recipe.startswith("FID") else "fd", recipe
