@@ -116,8 +116,9 @@ def make_optimizer(net, lr):
     return torch.optim.SGD([weights, biases], lr, momentum=0.85, nesterov=True)
 
 
-def train(args, run, net, images, labels, test, test_labels):
+def train(args, run, net, split):
     """Train `net` to args.epochs, with --resume from the checkpoint. -> its slow weights, seconds."""
+    images, labels = split.images, split.labels
     average = copy.deepcopy(net)
     optimizer = make_optimizer(net, args.lr)
     parts = {"model": net, "average": average, "optimizer": optimizer}
@@ -140,9 +141,7 @@ def train(args, run, net, images, labels, test, test_labels):
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if (
-                step % 5 == 0 or step == loop.total
-            ):  # Lookahead: slow weights follow, the fast go on there
+            if step % 5 == 0 or step == loop.total:  # Lookahead: slow weights follow, the fast go on there
                 devices.average_weights(average, net, torch.tensor(0.77 * (step / loop.total) ** 3, device=x.device))
                 net.load_state_dict(average.state_dict())
             if loop.logs():  # the only time that the host waits for the device
@@ -151,30 +150,32 @@ def train(args, run, net, images, labels, test, test_labels):
                 loop.log(lr=args.lr * lr, **found)
                 loop.show(f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.3f}")
             if loop.saves():
-                loop.save(evaluate(average, test[:SEEN], test_labels[:SEEN]))
+                loop.save(evaluate(average, split.test[:SEEN], split.test_labels[:SEEN]))
     return average, loop.spent()
 
 
 def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
+    found = data.splits(args, device, labelled=True)
+    check_batch(args.batch_size, len(found.images))
     run = runs.Run(args, "classifier.py", argv)
-    images, labels, test, test_labels = data.splits(args, device)
-    check_batch(args.batch_size, len(images))
-    classes = int(torch.cat([labels, test_labels]).max()) + 1
-    if classes < 2:
-        raise runs.UserError(f"--data {args.data} has one class: put the images of each class into a sub-folder")
+    data.note_files(args, found)
     torch.manual_seed(args.seed)  # the initial weights
-    net = ResNet(classes)
-    net.whiten(images[:5000].cpu())
+    net = ResNet(len(found.classes))
+    net.whiten(found.images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
-    net, spent = train(args, run, net, images, labels, test, test_labels)
-    metrics = {**evaluate(net, test, test_labels), "parameters": sum(p.numel() for p in net.parameters()), **spent}
+    net, spent = train(args, run, net, found)
+    metrics = {
+        **evaluate(net, found.test, found.test_labels),
+        "parameters": sum(p.numel() for p in net.parameters()),
+        **spent,
+    }
     runs.write_json(run / "metrics.json", metrics)
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
     pictures.plot_curves(run.read_log(), run / "curves.png", titles)
     export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
-    title = f"{args.data}, {len(test)} {'held-out training' if args.holdout else 'test'} images"
+    title = f"{args.data}, {len(found.test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics)
 
 

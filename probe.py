@@ -29,12 +29,11 @@ import torch.nn.functional as F
 from torch import nn
 
 import vae
-from common import data, devices, pictures, runs, shapes
+from common import data, devices, pictures, runs
 from common.loop import Loop, add_training_flags, check_batch
 from common.scores import mcnemar, score
 
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
 def parse_args(argv=None):
@@ -60,8 +59,11 @@ def parse_args(argv=None):
         raise runs.UserError("--resume continues a training with --supervised; a probe begins anew and takes seconds")
     saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
     parser.set_defaults(name=f"{run_name(args.checkpoint)}-probe")
-    parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "holdout") if key in saved})
-    return parser.parse_args(argv)
+    parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "data_files", "holdout") if key in saved})
+    args = parser.parse_args(argv)
+    if args.data != saved.get("data"):
+        args.data_files = None  # they are those of other data
+    return args
 
 
 # --- the classifier -----------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ def baselines(split, latent_dim, classes, seed):
     """{row: score} of what needs no training, from runs/probe-baselines.json where it has them."""
     cache = runs.ROOT / "probe-baselines.json"
     key = hashlib.sha256(repr((latent_dim, seed, GRID)).encode())
-    for tensor in split:
+    for tensor in (split.images, split.labels, split.test, split.test_labels):
         key.update(tensor.cpu().contiguous().numpy())
     known, key = {}, key.hexdigest()
     with contextlib.suppress(OSError, json.JSONDecodeError):
@@ -195,11 +197,6 @@ def baselines(split, latent_dim, classes, seed):
         known[key] = scores.rows
         runs.write_json(cache, known)
     return known[key]
-
-
-def class_names(data_name, classes):
-    names = {"cifar10": CIFAR10, "shapes": shapes.CLASSES}.get(data_name, ())
-    return [*names, *map(str, range(len(names), classes))]
 
 
 # --- the reference: the same encoder with labels --------------------------------------------------------------------
@@ -283,19 +280,17 @@ def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "probe.py", argv)
-    split = data.splits(args, device)
-    classes = int(max(split.labels.max(), split.test_labels.max())) + 1
-    if classes < 2 or len(split.labels.unique()) < classes or len(split.images) < 10:
-        raise runs.UserError(
-            f"the {len(split.images)} training images of --data {args.data} have {len(split.labels.unique())} classes: "
-            "it takes ten images, and some of each of at least two classes"
-        )
+    split = data.splits(args, device, labelled=True)
+    data.note_files(args, split)
+    if len(split.images) < 10:
+        raise runs.UserError(f"{len(split.images)} training images are too few for a probe: it takes ten")
+    classes = len(split.classes)
     if args.supervised:
         found, model, predicted = supervised(args, run, split, classes)
     else:
         run.write_args()
         found, model, predicted = probe(args, split, classes)
-    names, truth = class_names(args.data, classes), split.test_labels.cpu()
+    names, truth = split.classes, split.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}
     metrics = {"data": args.data, "holdout": args.holdout, "images": len(split.images), "test_images": len(truth)}

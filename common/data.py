@@ -1,35 +1,51 @@
 """Data sets as one uint8 tensor on the device: CIFAR-10, a generated stand-in for it, or a folder of images.
 
-    images, labels = data.load("cifar10", "data", "train", device)   # (50000, 3, 32, 32) uint8, (50000,) int64
-    x = data.batch(images, index, flip)                              # (B, 3, 32, 32) float32 in [0, 1]
+    found = data.splits(args, device)                    # Data: images, labels, test, test_labels, classes
+    x = data.batch(found.images, index, flip)            # (B, 3, 32, 32) float32 in [0, 1]
 
 A split of CIFAR-10 is 154 MB: it fits on every device, so batches are drawn by index where they are needed, and there
 is no loader, no worker process and no copy from the host in a training step.
 
 --data cifar10   the official files (Krizhevsky 2009), found in --data-dir or downloaded into it
 --data shapes    generated here: 50,000 + 10,000 images, ten classes of shapes and textures; needs nothing, is cached
---data FOLDER    your own images, brought to 32x32: class sub-folders or flat; FOLDER/train and FOLDER/test if both are
-                 there, otherwise every sixth image is held out for testing
+--data FOLDER    your own images, brought to 32x32: flat, in class folders, or in train/ and test/ (see folders.py)
 """
 
 import hashlib
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
-from tqdm import tqdm
 
-from common import ranks, runs, shapes
+from common import folders, ranks, runs, shapes
+from common.images import in_words
 from common.runs import UserError
+from common.streams import first_line, note
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CLASSES = {"cifar10": CIFAR10_CLASSES, "shapes": shapes.CLASSES}
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training and test images (N, 3, 32, 32) uint8, their labels (N,) int64, the classes' names in the labels' order.
+
+    fingerprint: of a folder's list of files, to be kept with a checkpoint (see `note_files`).
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    test: torch.Tensor
+    test_labels: torch.Tensor
+    classes: tuple[str, ...]
+    fingerprint: str
 
 
 def add_flags(parser):
     """The flags of `splits`."""
+    parser.set_defaults(data_files=None)  # no flag: a checkpoint's, see note_files
     parser.add_argument("--data", default="cifar10", help="cifar10, shapes (built in), or a folder of images")
     parser.add_argument(
         "--data-dir", default="data", help="where CIFAR-10 is, or is downloaded to; caches go there too"
@@ -40,31 +56,88 @@ def add_flags(parser):
     )
 
 
-class Split(NamedTuple):
-    """Images (N, 3, 32, 32) uint8 and labels (N,) int64, to train on and to measure on."""
-
-    images: torch.Tensor
-    labels: torch.Tensor
-    test: torch.Tensor
-    test_labels: torch.Tensor
-
-
-def splits(args, device):
-    """-> `Split`, as --data, --limit and --holdout say.
+def splits(args, device, labelled=False):
+    """-> Data, as --data, --limit and --holdout say. One line says what was understood.
 
     With --holdout N the "test" images are the last N training images, which are then not trained on: that is how
-    defaults are chosen here without a look at the test split. Raises UserError.
+    defaults are chosen here without a look at the test split. labelled: whether the labels matter; then an image
+    without a class, or a class without training images, is refused. Raises UserError.
     """
-    where = args.data, args.data_dir
-    train, train_labels = ranks.main_first(lambda: load(*where, "train", device))
+    folder, done = None, Counter()
+    if args.data not in CLASSES:
+        folder = folders.find(args.data)
+        if labelled:
+            folder.check_labels()
+
+    def read(split):
+        if folder is None:
+            return load(args.data, args.data_dir, split, device)
+        images, labels, what = folders.read(folder, split)
+        done.update(what)
+        return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
+
+    train, train_labels = ranks.main_first(lambda: read("train"))
     if args.holdout >= len(train):
         raise UserError(f"--holdout {args.holdout} leaves nothing of the {len(train)} training images: lower it")
     if args.holdout:
         test, test_labels = train[-args.holdout :], train_labels[-args.holdout :]
         train, train_labels = train[: -args.holdout], train_labels[: -args.holdout]
     else:
-        test, test_labels = ranks.main_first(lambda: load(*where, "test", device))
-    return Split(train[: args.limit], train_labels[: args.limit], test, test_labels)
+        test, test_labels = ranks.main_first(lambda: read("test"))
+    train, train_labels = train[: args.limit], train_labels[: args.limit]
+    classes = folder.classes if folder else CLASSES[args.data]
+    found = Data(train, train_labels, test, test_labels, classes, fingerprint(args.data, folder))
+    if ranks.is_main():
+        print(understood(args, found, done, folder.left_out if folder else Counter()))
+    if labelled:
+        check_classes(args.data, found)
+    return found
+
+
+def fingerprint(name, folder=None):
+    """What a data set is, in short: its name, or of a folder its files' list and sizes."""
+    if name in CLASSES:
+        return name
+    return (folder or folders.find(name)).fingerprint()
+
+
+def note_files(args, found):
+    """Let args.json and the checkpoint hold the data's fingerprint; say so when they are not what a checkpoint knew."""
+    then, now = args.data_files, found.fingerprint
+    if then not in (None, now):
+        note(f"--data {args.data} was {then} when the checkpoint was trained, and is {now} now")
+    args.data_files = now
+
+
+def understood(args, found, done, left_out):
+    """The line that says what the data are."""
+    held = "held-out training" if args.holdout else "test"
+    line = f"data: {args.data}, {len(found.images)} training and {len(found.test)} {held} images"
+    if found.classes:
+        counts = []
+        for i, name in enumerate(found.classes[:20]):
+            counts.append(f"{name} {(found.labels == i).sum().item()} + {(found.test_labels == i).sum().item()}")
+        more = f" and {len(found.classes) - 20} more" if len(found.classes) > 20 else ""
+        line += f", {len(found.classes)} classes: {', '.join(counts)}{more}"
+    without = sum((labels == folders.NO_CLASS).sum().item() for labels in (found.labels, found.test_labels))
+    if without and found.classes:
+        line += f"; without a class of these: {without}"
+    if done:
+        line += f"; {in_words(done)}"
+    return line + (f"; left out: {in_words(left_out)}" if left_out else "")
+
+
+def check_classes(name, found):
+    """Raises UserError unless there are two classes or more, each with training images."""
+    if len(found.classes) < 2:
+        raise UserError(f"--data {name} has one class: put the images of each class into a sub-folder")
+    have = set(found.labels.unique().tolist())
+    lacking = [kind for i, kind in enumerate(found.classes) if i not in have]
+    if lacking:
+        raise UserError(
+            f"--data {name}: of the {len(found.labels)} training images none is of class {', '.join(lacking)}: add "
+            "some, or take more with --limit and --holdout"
+        )
 
 
 def load(name, data_dir, split, device="cpu"):
@@ -76,10 +149,8 @@ def load(name, data_dir, split, device="cpu"):
         images, labels = load_cifar10(Path(data_dir), split)
     elif name == "shapes":
         images, labels = shapes.load(Path(data_dir), split)
-    elif Path(name).is_dir():
-        images, labels = load_folder(Path(name), split)
     else:
-        raise UserError(f"--data {name} is neither cifar10, shapes nor a folder that is there: check the path")
+        images, labels, _ = folders.read(folders.find(name), split)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 
@@ -137,59 +208,50 @@ def import_torchvision():
 
 def load_cifar10(data_dir, split):
     CIFAR10 = import_torchvision().datasets.CIFAR10
-    archive, md5 = data_dir / CIFAR10.filename, CIFAR10.tgz_md5
-    folder = data_dir / CIFAR10.base_folder
-    files = [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])]
-    for name, want in files if folder.is_dir() else []:
-        file = folder / name
-        if not file.is_file():
-            raise UserError(f"{file} is missing: delete {folder}, and the next run unpacks or downloads it again")
-        if hashlib.md5(file.read_bytes()).hexdigest() != want:
-            raise UserError(f"{file} is damaged (its MD5 is not {want}): delete {folder}, and run again to replace it")
+    archive, folder = data_dir / CIFAR10.filename, data_dir / CIFAR10.base_folder
+    files = dict([*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], CIFAR10.meta["md5"])])
     try:
-        dataset = CIFAR10(data_dir, train=split == "train", download=not folder.is_dir())
+        if (data_dir / CIFAR10.meta["filename"]).is_file():
+            raise UserError(f"--data-dir {data_dir} is one level too deep: give --data-dir {data_dir.resolve().parent}")
+        unpacked = folder.is_dir()
+        for name, want in files.items() if unpacked else ():
+            file = folder / name
+            if not file.is_file():
+                raise UserError(f"{file} is missing: delete {folder}, and the next run unpacks or downloads it again")
+            if md5_of(file) != want:
+                raise UserError(
+                    f"{file} is damaged (its MD5 is not {want}): delete {folder}, and run again to replace it"
+                )
+        state = "missing"
+        if not unpacked and archive.is_file():
+            state = "intact" if md5_of(archive) == CIFAR10.tgz_md5 else "damaged"
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
+    try:
+        dataset = CIFAR10(data_dir, train=split == "train", download=not unpacked)
+    except MemoryError:
+        raise
     except Exception as error:  # no network, a slow or failing host, a broken archive, a full disk: all end here
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"CIFAR-10 is missing or damaged in {data_dir} and could not be downloaded ({reason}): put "
-            f"{CIFAR10.filename} (MD5 {md5}) at {archive}, or use --data shapes, which needs no download"
-        ) from error
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(no_cifar10(data_dir, archive, state, reason, CIFAR10.tgz_md5)) from error
     return np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets, np.int64)
 
 
-# --- a folder of images -------------------------------------------------------------------------------------------
+def md5_of(file):
+    return hashlib.md5(file.read_bytes()).hexdigest()
 
 
-def load_folder(folder, split):
-    whole = not ((folder / "train").is_dir() and (folder / "test").is_dir())
-    root = folder if whole else folder / split
-    files = sorted(f for f in root.rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file())
-    classes = sorted({f.relative_to(root).parts[0] for f in files if f.parent != root})
-    if whole:
-        files = [f for i, f in enumerate(files) if (i % 6 == 5) == (split == "test")]
-    if len(files) < 2:
-        raise UserError(f"--data {folder}: found {len(files)} {split} images (.png, .jpg, ...): it takes at least 2")
-    with ThreadPoolExecutor() as pool:  # Pillow decodes outside Python's lock
-        bar = tqdm(pool.map(read_image, files), "reading", len(files), leave=False, disable=not ranks.is_main())
-        images = list(bar)
-    broken = [str(f) for f, image in zip(files, images, strict=True) if image is None]
-    if broken:
-        more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-        raise UserError(f"cannot read as 8-bit images: {', '.join(broken[:5])}{more}; repair or remove them")
-    labels = [classes.index(f.relative_to(root).parts[0]) if f.parent != root else 0 for f in files]
-    return np.stack(images), np.array(labels, np.int64)
-
-
-def read_image(file):
-    """-> (3, 32, 32) uint8: the largest centred square, resized; None when the file is no readable 8-bit image."""
-    try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                return None
-            image = image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
-    side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
-    image = image.crop((left, top, left + side, top + side)).resize((32, 32), Image.Resampling.LANCZOS)
-    return np.asarray(image).transpose(2, 0, 1)
+def no_cifar10(data_dir, archive, state, reason, md5):
+    """The sentence for CIFAR-10 that cannot be had. state: of the archive, missing, damaged or intact."""
+    instead = "or use --data shapes, which needs no download"
+    if state == "intact":
+        return f"{archive} is there but could not be unpacked ({reason}): unpack it into {data_dir}, {instead}"
+    if state == "damaged":
+        return (
+            f"{archive} is damaged (its MD5 is not {md5}) and could not be downloaded anew ({reason}): put an intact "
+            f"{archive.name} in its place, {instead}"
+        )
+    return (
+        f"CIFAR-10 is not in {data_dir} and could not be downloaded ({reason}): put {archive.name} (MD5 {md5}) "
+        f"at {archive}, {instead}"
+    )

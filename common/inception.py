@@ -18,7 +18,6 @@ import hashlib
 import io
 import os
 import pickle
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
@@ -29,21 +28,14 @@ from torch import nn
 from torch.export.passes import move_to_device_pass
 
 from common import data, ranks
-from common.runs import UserError
+from common.runs import UserError, is_out_of_memory
+from common.streams import first_line, note
 
 WEIGHTS = "pt_inception-2015-12-05-6726825d.pth"
+SAME_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # the same file, by torch-fidelity's and torchmetrics' name
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
 WEIGHTS_BYTES = 95_628_359
-
-
-def note(text):
-    """A word to the user that is not the result."""
-    if ranks.is_main():
-        print(f"note: {text}", file=sys.stderr)
-
-
-def first_line(error):
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+PIXELS_AT_ONCE = 2**26  # colour values that become floats at a time: 256 MB
 
 
 def load_extractor(weights=None, features=None, device="cpu", fast=None):
@@ -78,22 +70,29 @@ def wanted_extractor(fid, features, device):
 
 
 def find_weights(path=None):
+    """-> the path of Inception's weights: as given, $FID_WEIGHTS, in torch hub's cache, or downloaded into that."""
     path = path or os.environ.get("FID_WEIGHTS")
     if path:
         return Path(path)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS
-    if not path.exists():
-        data.import_torchvision()
-        from pytorch_fid.inception import FID_WEIGHTS_URL
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path, same = folder / WEIGHTS, folder / SAME_WEIGHTS
+    if path.exists():
+        return path
+    if same.exists():
+        if read_file(same, "the weights")[1] == WEIGHTS_SHA256:
+            return same
+        note(f"{same} does not hold the official weights (another SHA-256): it is not used")
+    data.import_torchvision()
+    from pytorch_fid.inception import FID_WEIGHTS_URL
 
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), WEIGHTS_SHA256)
-        except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
-            raise UserError(
-                f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
-                f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or its path in FID_WEIGHTS"
-            ) from error
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(FID_WEIGHTS_URL, str(path), WEIGHTS_SHA256)
+    except (OSError, RuntimeError) as error:  # no network, a broken transfer, a folder that cannot be written
+        raise UserError(
+            f"the Inception weights are not here and could not be downloaded ({first_line(error)}): put {WEIGHTS} "
+            f"({WEIGHTS_BYTES:,} bytes, from pytorch-fid's releases) at {path}, or its path in FID_WEIGHTS"
+        ) from error
     return path
 
 
@@ -130,15 +129,23 @@ class Inception:
 
     def __call__(self, groups):
         """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, 2048) float32."""
-        # pytorch-fid's resize: to [0, 1] first, then bilinear, not antialiased, pixels centred at halves
-        how = dict(size=(299, 299), mode="bilinear", align_corners=False)
-        x = torch.cat([F.interpolate(group.to(self.device).float() / 255, **how) for group in groups])
+        x = torch.cat([self.resize(part) for group in groups for part in group.split(few(group))])
         n = len(x)
         if self.device.type == "cuda":  # cuDNN searches for its kernels once per batch size: keep to one
             self.batch = max(self.batch, n)
             x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.batch - n))
         x = self.net(x.to(self.dtype, memory_format=torch.channels_last))[0]  # (n, 2048, 8, 8)
         return x[:n].float().mean((2, 3))
+
+    def resize(self, images):
+        """pytorch-fid's: to [0, 1] first, then bilinear, not antialiased, pixels centred at halves."""
+        x = images.to(self.device).float().div_(255)
+        return F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
+
+
+def few(images):
+    """How many of these images (b, C, H, W) to make floats of at a time: of photographs one, of small images all."""
+    return max(1, PIXELS_AT_ONCE // images[0].numel())
 
 
 def build_inception(content, path):
@@ -152,6 +159,8 @@ def build_inception(content, path):
         with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
             net = inception.InceptionV3(resize_input=False)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError, KeyError) as error:
+        if is_out_of_memory(error):
+            raise
         raise UserError(f"{path} does not hold weights of pytorch-fid's Inception: use {WEIGHTS}") from error
     net.eval().blocks[3][-1] = nn.Identity()  # `Inception` averages, in float32 also when the rest is bfloat16
     for module in list(net.modules()):
@@ -188,6 +197,8 @@ class Exported:
             node = next(n for n in program.graph.nodes if n.name == program.graph_signature.user_inputs[0])
             batch = node.meta["val"].shape[0]
         except Exception as error:  # a damaged archive fails in as many ways as it has parts
+            if is_out_of_memory(error):
+                raise
             raise UserError(
                 f"{path} is no program of torch.export ({first_line(error)}): make it with torch.export.save"
             ) from error
@@ -198,7 +209,7 @@ class Exported:
 
     def __call__(self, groups):
         """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, D) float32."""
-        return torch.cat([self.run(part) for group in groups for part in group.split(self.batch or len(group))])
+        return torch.cat([self.run(part) for group in groups for part in group.split(self.batch or few(group))])
 
     def run(self, images):
         # A program exported for batches of several images may refuse one of 1
@@ -207,6 +218,8 @@ class Exported:
         try:
             features = self.module(x)[: len(images)].float()
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             size = f"{images.shape[2]}x{images.shape[3]}"
             raise UserError(f"{self.path} fails on uint8 images of {size} ({first_line(error)})") from error
         if features.ndim != 2:

@@ -12,7 +12,7 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common.runs import UserError, writing  # noqa: E402
+from common.runs import UserError, cannot_write, writing  # noqa: E402
 
 
 def save_figure(figure, path, dpi="figure"):
@@ -52,7 +52,7 @@ def write_images(images, folder):
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(part, folder)
     except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; free some space first") from error
+        raise UserError(cannot_write(folder, error)) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 

@@ -10,6 +10,7 @@ and pictures. Files appear whole or not at all: they are written beside their pl
 
 import argparse
 import contextlib
+import errno
 import fcntl
 import io
 import json
@@ -20,11 +21,12 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
 
-from common import ranks
+from common import ranks, streams
 
 ROOT = Path("runs")
 
@@ -43,6 +45,7 @@ class Interrupted(Exception):
 def cli(main):
     """Run `main()` as a command: errors that a user can mend become one sentence on stderr, without a traceback."""
     code, message = 0, None
+    streams.prepare()
     try:
         main()
     except UserError as error:
@@ -51,12 +54,20 @@ def cli(main):
         code, message = 130, str(stop)
     except KeyboardInterrupt:
         code, message = 130, "stopped; whatever was saved before is untouched"
-    except torch.OutOfMemoryError:
-        code, message = 2, "the device has too little free memory for this; a smaller --batch-size helps"
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        code, message = 2, "there is too little free memory for this; a smaller --batch-size helps"
     if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
         print(f"\r{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     ranks.leave()
     sys.exit(code)
+
+
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out, of the device or of the machine."""
+    words = ("can't allocate memory", "not enough memory", "can't start new thread")  # PyTorch's CPU allocator, threads
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
 # --- flags --------------------------------------------------------------------------------------------------------
@@ -66,7 +77,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with defaults in --help, no abbreviations, and errors as one UserError sentence."""
 
     def __init__(self, doc):
-        first = doc.strip().splitlines()[0]
+        first = doc.strip().splitlines()[0] if doc else None  # None with python -OO
         super().__init__(description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
 
     def error(self, message):
@@ -148,12 +159,33 @@ def writing(path):
         yield part
         os.replace(part, path)
     except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space or choose another place"
-        ) from error
+        raise UserError(cannot_write(path, error)) from error
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def try_writing(path):
+    """Raises UserError now, before the work, when `path` could not be written after it."""
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise UserError(cannot_write(path, error)) from error
+
+
+def cannot_write(path, error):
+    """The sentence for an OSError on writing `path`: what is wrong, and what helps."""
+    advice = "choose another place"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        advice = "free some space or choose another place"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        advice = "choose a place that you may write to"
+    elif error.errno in (errno.ENOTDIR, errno.EEXIST):
+        advice = "a file stands where a folder is needed"
+    return f"cannot write {path}: {error.strerror or error}; {advice}"
 
 
 def write_bytes(path, data):

@@ -10,7 +10,7 @@ def wilson(right, n, z=1.96):
     p, denominator = right / n, 1 + z * z / n
     centre = (p + z * z / (2 * n)) / denominator
     half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (centre - half), 100 * (centre + half)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))  # rounding must not leave -0.00
 
 
 def mcnemar(first, second):

@@ -36,10 +36,11 @@ def begin(args, script, argv):
     before the training, it can be helped. argv: what main was given.
     """
     device = devices.start(args.device, args.precision, args.capture)
-    images, _, test, _ = data.splits(args, device)
-    check_batch(args.batch_size, len(images))
+    found = data.splits(args, device)
+    check_batch(args.batch_size, len(found.images))
+    data.note_files(args, found)
     extractors = [] if args.sample else wanted_extractors(args, device)
-    return runs.Run(args, script, argv), images, test, extractors
+    return runs.Run(args, script, argv), found.images, found.test, extractors
 
 
 def wanted_extractors(args, device):

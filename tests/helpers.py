@@ -18,11 +18,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_images(folder):
-    """72 PNG images of two classes, a dark and a bright one: 60 to train on, 12 to test on."""
+    """72 PNG images of two classes, a dark and a bright one; by their names 60 are to train on, 12 to test on."""
     random = np.random.default_rng(0)
     for i in range(72):
         pixels = random.integers(0, 128, (32, 32, 3)) + 127 * (i % 2)
-        file = folder / f"class{i % 2}" / f"{i:02d}.png"
+        file = folder / f"class{i % 2}" / f"u{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(file)
 

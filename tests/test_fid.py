@@ -6,12 +6,15 @@ The official weights are not needed: the network has seeded random weights whose
 (benchmarks/fid.py), and pytorch-fid gets the same. What needs no Inception uses a tiny exported network.
 """
 
+import errno
+import hashlib
 import json
 import math
 import os
 import struct
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import zlib
 from pathlib import Path
@@ -24,7 +27,7 @@ from PIL import Image, ImageFilter
 
 import fid
 from benchmarks.fid import calibrated_weights, pytorch_fid
-from common import data, inception, shapes
+from common import data, images, inception, moments, shapes
 from common.runs import UserError
 
 ROOT = Path(fid.__file__).parent
@@ -73,10 +76,10 @@ def theirs(weights):
     return pytorch_fid(weights)
 
 
-def write(folder, images, blur=0.0, mixed=False):
+def write(folder, pictures, blur=0.0, mixed=False):
     """uint8 images -> files; mixed: PNG and JPEG of four sizes."""
     folder.mkdir(parents=True, exist_ok=True)
-    for i, pixels in enumerate(images.permute(0, 2, 3, 1).numpy()):
+    for i, pixels in enumerate(pictures.permute(0, 2, 3, 1).numpy()):
         image = Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(blur))
         if mixed:
             image = image.resize([(32, 32), (48, 40), (311, 300), (64, 64)][i % 4], Image.Resampling.BICUBIC)
@@ -87,6 +90,13 @@ def write(folder, images, blur=0.0, mixed=False):
 @pytest.fixture
 def two(tmp_path):
     return write(tmp_path / "real", IMAGES[:20]), write(tmp_path / "fake", IMAGES[20:45], blur=1.0)
+
+
+def turned(image, orientation):
+    """EXIF that says how an image lies."""
+    exif = image.getexif()
+    exif[images.ORIENTATION] = orientation
+    return exif
 
 
 def run(capsys, *argv):
@@ -103,7 +113,7 @@ def gaussians(dims, n, seed=0):
     return [np.maximum(g.normal(size=(n, dims)) @ mix + 0.3 + 0.05 * i, 0) * (1 + 0.1 * i) for i in range(2)]
 
 
-def moments(x):
+def mean_and_covariance(x):
     return x.mean(0), np.cov(x, rowvar=False)
 
 
@@ -116,8 +126,8 @@ def test_features_of_mixed_files_are_pytorch_fids(tmp_path, random_inception, th
     want = [theirs.statistics(folder, batch_size=1) for folder in folders]
     got = []
     for folder, (mu, sigma) in zip(folders, want, strict=True):
-        side = fid.find_side(str(folder))
-        got.append(fid.statistics(fid.read_images(side[1], 5, fid.Counter()), random_inception))
+        files = fid.find_side(str(folder)).files
+        got.append(fid.statistics(fid.batches(files, 5, fid.Counter()), random_inception))
         assert np.abs(got[-1][0].numpy() - mu).max() < 1e-4 * np.abs(mu).max()
         assert np.abs(got[-1][1].numpy() - sigma).max() < 1e-4 * np.abs(sigma).max()
     ours = fid.frechet_distance(*got[0][:2], *got[1][:2])
@@ -137,14 +147,18 @@ def test_the_whole_number_is_pytorch_fids(tmp_path, weights, theirs, capsys):
 def test_distance_is_pytorch_fids(n, theirs):
     """n = 400 vectors of 96 dimensions have covariances of full rank, n = 40 have not."""
     x, y = gaussians(96, n)
-    want = theirs.frechet(*moments(x), *moments(y))
-    assert fid.frechet_distance(*moments(x), *moments(y)) == pytest.approx(want, rel=1e-8 if n > 96 else 1e-5)
-    one_sided = theirs.frechet(*moments(x), *moments(gaussians(96, 400)[1]))
-    assert fid.frechet_distance(*moments(x), *moments(gaussians(96, 400)[1])) == pytest.approx(one_sided, rel=1e-5)
+    want = theirs.frechet(*mean_and_covariance(x), *mean_and_covariance(y))
+    assert fid.frechet_distance(*mean_and_covariance(x), *mean_and_covariance(y)) == pytest.approx(
+        want, rel=1e-8 if n > 96 else 1e-5
+    )
+    one_sided = theirs.frechet(*mean_and_covariance(x), *mean_and_covariance(gaussians(96, 400)[1]))
+    assert fid.frechet_distance(*mean_and_covariance(x), *mean_and_covariance(gaussians(96, 400)[1])) == pytest.approx(
+        one_sided, rel=1e-5
+    )
 
 
 def test_statistics_files_serve_both_ways(tmp_path, tiny, theirs, two, capsys):
-    assert theirs.suffixes == {suffix[1:] for suffix in fid.SUFFIXES}
+    assert theirs.suffixes == {suffix[1:] for suffix in images.PYTORCH_FID_SUFFIXES}
     ours, other = tmp_path / "ours.npz", tmp_path / "theirs.npz"
     fid.main(["--save-stats", str(two[0]), str(ours), "--features", str(tiny)])
     assert "Frechet distance (features" in capsys.readouterr().out
@@ -166,11 +180,15 @@ def test_alpha_gray_and_palette_are_converted_as_pytorch_fid_does_with_a_word(tm
         if mode in ("RGBA", "LA"):
             changed.putalpha(image.convert("L"))
         changed.save(folder / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}")
-    files = fid.find_side(str(folder))[1]
+    image.convert("RGBA").save(folder / "turned.webp", exif=turned(image, 6), lossless=True)
+    image.save(folder / "turned.jpg", exif=turned(image, 6))
+    files = fid.find_side(str(folder)).files
     want = theirs.read(files)
-    assert all((fid.read_image(file)[1] == pixels).all() for file, pixels in zip(files, want, strict=True))
+    got = [images.read(file, images.as_pytorch_fid).pixels for file in files]
+    assert all((pixels == w.numpy()).all() for pixels, w in zip(got, want, strict=True))
     _, err = run(capsys, folder, folder, "--features", tiny)
-    assert "converted to RGB" in err and "1 of mode RGBA" in err and "1 of mode L," in err
+    assert "converted to RGB" in err and "2 of mode RGBA" in err and "1 of mode L," in err
+    assert "2 with an EXIF orientation" in err
 
 
 # --- known answers ------------------------------------------------------------------------------------------------
@@ -187,9 +205,9 @@ def test_two_gaussians_have_the_closed_form():
 @pytest.mark.parametrize("n", [300, 97, 96, 50, 2])
 def test_equal_sets_are_at_zero(n):
     x, y = gaussians(96, n)
-    mu, sigma = moments(x)
+    mu, sigma = mean_and_covariance(x)
     assert abs(fid.frechet_distance(mu, sigma, mu, sigma)) < 1e-9 * np.trace(sigma)
-    mu2, sigma2 = moments(y)
+    mu2, sigma2 = mean_and_covariance(y)
     shifted = fid.frechet_distance(mu, sigma, mu + 2, sigma)
     assert shifted == pytest.approx(4 * 96, rel=1e-9)
     there, back = fid.frechet_distance(mu, sigma, mu2, sigma2), fid.frechet_distance(mu2, sigma2, mu, sigma)
@@ -211,9 +229,9 @@ def test_statistics_are_numpys_also_far_from_zero():
         def __call__(self, groups):
             return torch.cat(groups).double()[:, :, 0, :4].mean(1) / 255 + 1e6
 
-    images = torch.randint(0, 256, (300, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    mu, sigma, n = fid.statistics(images, Far(), batch_size=7)
-    x = (images.double()[:, :, 0].mean(1) / 255).numpy()
+    pixels = torch.randint(0, 256, (300, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mu, sigma, n = fid.statistics(pixels, Far(), batch_size=7)
+    x = (pixels.double()[:, :, 0].mean(1) / 255).numpy()
     assert n == 300 and mu.numpy() == pytest.approx(x.mean(0) + 1e6, rel=1e-15)
     assert sigma.numpy() == pytest.approx(np.cov(x, rowvar=False), rel=1e-7, abs=1e-9)
 
@@ -223,13 +241,13 @@ def test_the_number_depends_on_neither_batch_size_nor_order_nor_form(tiny, tmp_p
     extractor = fid.load_extractor(features=tiny)
     other = fid.statistics(IMAGES[60:], extractor)
     folder = write(tmp_path / "images", IMAGES[:60])
-    images, shuffled = IMAGES[:60], IMAGES[:60][torch.randperm(60, generator=torch.Generator().manual_seed(0))]
-    files = fid.find_side(str(folder))[1]
-    forms = [fid.statistics(images, extractor, size) for size in (1, 7, 60, 100)]
-    forms += [fid.statistics(shuffled, extractor), fid.statistics(iter(images.split(11)), extractor)]
+    pixels, shuffled = IMAGES[:60], IMAGES[:60][torch.randperm(60, generator=torch.Generator().manual_seed(0))]
+    files = fid.find_side(str(folder)).files
+    forms = [fid.statistics(pixels, extractor, size) for size in (1, 7, 60, 100)]
+    forms += [fid.statistics(shuffled, extractor), fid.statistics(iter(pixels.split(11)), extractor)]
     for workers in (1, 2, 5):
         with mock.patch("os.cpu_count", lambda workers=workers: workers):
-            forms.append(fid.statistics(fid.read_images(files, 13, fid.Counter()), extractor))
+            forms.append(fid.statistics(fid.batches(files, 13, fid.Counter()), extractor))
     values = [fid.frechet_distance(*form[:2], *other[:2]) for form in forms]
     assert all(form[2] == 60 for form in forms) and values[0] > 1e-4
     assert values == pytest.approx([values[0]] * len(values), rel=1e-6)
@@ -263,9 +281,10 @@ def test_parts_merge_to_the_whole():
     x = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e5
     parts = []
     for part in x.split([20, 29, 1]):
-        y = part - part[0]
-        parts.append((len(part), part[0], y.sum(0), y.T @ y))
-    mu, sigma, n = fid.merge(parts)
+        parts.append(moments.Sums())
+        for batch in part.split(7):
+            parts[-1].add(batch)
+    mu, sigma, n = moments.merge(parts)
     assert n == 50 and torch.allclose(mu, x.mean(0), rtol=1e-14)
     assert torch.allclose(sigma, torch.cov(x.T), rtol=1e-9, atol=1e-9)
 
@@ -326,6 +345,22 @@ def test_other_weights_are_no_fid(random_inception, weights, capsys):
     assert "FID" not in inception.name and inception.key == "fd" and inception.dims == 2048
     inception.Inception(weights, torch.device("cpu"))
     assert "does not hold the official weights: the number is not an FID" in capsys.readouterr().err
+
+
+def test_torch_fidelitys_copy_of_the_weights_serves_when_its_bytes_do(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.delenv("FID_WEIGHTS", raising=False)
+    monkeypatch.setattr(inception, "WEIGHTS_SHA256", hashlib.sha256(b"the official bytes").hexdigest())
+    fetched = mock.Mock(side_effect=urllib.error.URLError("no route"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetched)
+    copy = tmp_path / "hub" / "checkpoints" / "weights-inception-2015-12-05-6726825d.pth"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"the official bytes")
+    assert inception.find_weights() == copy and not fetched.called
+    copy.write_bytes(b"other bytes")
+    with pytest.raises(UserError, match="could not be downloaded"):
+        inception.find_weights()
+    assert f"{copy} does not hold the official weights" in capsys.readouterr().err and fetched.called
 
 
 def test_weights_that_cannot_be_had_are_explained(tmp_path, monkeypatch, refused, two):
@@ -391,7 +426,7 @@ def test_unfit_programs_are_refused(tmp_path, tiny, two, refused):
     assert "4-dimensional" in refused(fid.main, *two, "--features", flat)
     write(two[0], torch.zeros(1, 3, 40, 40, dtype=torch.uint8))
     assert "40x40" in refused(fid.main, *two, "--features", tiny)
-    assert "leave" in refused(fid.main, *two, "--features", tiny, "--fast", "bf16")
+    assert "omit --weights and --fast" in refused(fid.main, *two, "--features", tiny, "--fast", "bf16")
     assert "CUDA" in refused(fid.main, *two, "--fast", "tf32", "--device", "cpu")
 
 
@@ -543,6 +578,79 @@ def test_named_sets_are_cached_by_images_and_recipe(tmp_path, tiny, capsys, monk
     for path in (tmp_path / "data" / "fid_stats").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert run(capsys, *argv)[0]["fd"] == pytest.approx(first["fd"], rel=1e-12)
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, tiny, capsys, monkeypatch):
+    monkeypatch.setattr(data, "load", lambda name, *_: (IMAGES[:40] if name == "shapes" else IMAGES[40:], None))
+    (tmp_path / "file").write_text("no folder")
+    argv = ("shapes:test", "cifar10:test", "--features", tiny, "--data-dir")
+    want, _ = run(capsys, *argv, tmp_path / "data")
+    got, err = run(capsys, *argv, tmp_path / "file")
+    assert got["fd"] == want["fd"] and err.count("will be measured again next time: cannot write") == 2
+
+
+def test_a_place_for_statistics_is_tried_before_the_work(tmp_path, two, refused, monkeypatch):
+    monkeypatch.setattr(fid, "load_extractor", mock.Mock(side_effect=AssertionError("the work has begun")))
+    (tmp_path / "file").write_text("no folder")
+    message = refused(fid.main, "--save-stats", two[0], tmp_path / "file" / "stats.npz")
+    assert "cannot write" in message and "a file stands where a folder is needed" in message
+    denied = PermissionError(errno.EACCES, "Permission denied")
+    monkeypatch.setattr(tempfile, "TemporaryFile", mock.Mock(side_effect=denied))
+    message = refused(fid.main, "--save-stats", two[0], tmp_path / "stats.npz")
+    assert "Permission denied; choose a place that you may write to" in message
+
+
+def test_links_are_followed_pipes_and_hidden_files_passed_over(tmp_path, two, tiny, capsys):
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "real").symlink_to("../real")
+    (tmp_path / "links" / "fake").symlink_to("../fake")
+    (tmp_path / "links" / "loop").symlink_to(".")
+    (tmp_path / "links" / "__MACOSX").mkdir()
+    os.mkfifo(tmp_path / "links" / "pipe.png")
+    (two[0] / "._000.png").write_bytes(b"no image")
+    (two[0] / "000.gif").write_bytes(b"pytorch-fid reads none")
+    result, err = run(capsys, tmp_path / "links", two[1], "--features", tiny)
+    assert result["n"] == [45, 25]
+    words = "1 .gif, 1 __MACOSX, 1 hidden, 1 link(s) to a folder that is read already, 1 no regular file"
+    assert f"links: passed over: {words}" in err
+
+
+def test_large_images_are_measured_a_few_at_a_time(tiny, tmp_path, monkeypatch):
+    """Bounds of a few images change neither order nor number."""
+    files = fid.find_side(str(write(tmp_path / "images", IMAGES[:40]))).files
+    extractor = fid.load_extractor(features=tiny)
+    want = fid.statistics(IMAGES[:40], extractor)
+    monkeypatch.setattr(images, "BYTES", 5 * 3 * 32 * 32)
+    monkeypatch.setattr(inception, "PIXELS_AT_ONCE", 2 * 3 * 32 * 32)
+    sizes = []
+    monkeypatch.setattr(extractor, "run", lambda part, run=extractor.run: sizes.append(len(part)) or run(part))
+    got = fid.statistics(fid.batches(files, 25, fid.Counter()), extractor)
+    assert max(sizes) == 2 and sum(sizes) == 40
+    assert torch.allclose(got.mu, want.mu, rtol=1e-6) and torch.allclose(got.sigma, want.sigma, rtol=1e-5, atol=1e-12)
+
+
+def test_too_little_memory_is_told_from_an_unfit_program(two, tiny, refused, monkeypatch):
+    words = (
+        "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    monkeypatch.setattr(torch.nn.functional, "pad", mock.Mock(side_effect=RuntimeError(words)))
+    message = refused(fid.main, *two, "--features", tiny)
+    assert "too little free memory" in message and "--batch-size" in message
+
+
+@pytest.mark.slow
+def test_streams_that_fail_cost_no_number(two, tiny, command, tmp_path):
+    """An output in cp1252, a closed stderr, a pipe that nobody reads, python -OO: the number, and status 0."""
+    folder = two[0].rename(tmp_path / "été 图")
+    words = [sys.executable, str(ROOT / "fid.py"), str(folder), str(two[1]), "--features", str(tiny), "--device", "cpu"]
+    env = os.environ | {"PYTHONIOENCODING": "cp1252"}
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, env=env, timeout=300)
+    assert done.returncode == 0 and "été \\u56fe (20 images)" in done.stdout.decode("cp1252"), done.stderr
+    quoted = " ".join(f"'{word}'" for word in [words[0], "-OO", *words[1:]])
+    for line in (f"{quoted} 2>&-", f"{{ {quoted} --json; echo $? >code; }} | true; cat code; rm code"):
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and "Error" not in done.stderr, done.stderr
+        assert "20 images" in done.stdout or done.stdout.strip() == "0"
 
 
 def test_the_real_cifar10_serves_by_name(cifar_dir, tmp_path, tiny, two, capsys):

@@ -3,6 +3,7 @@
 pytest tests/test_probe.py
 """
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -203,9 +204,9 @@ def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
         seen.append((predicted, facts["weight_decay"]))
         return predicted, facts
 
-    def wrong(args, device):
-        images, labels, test, test_labels = splits(args, device)
-        return images, labels, test, 1 - test_labels
+    def wrong(*args, **options):
+        found = splits(*args, **options)
+        return dataclasses.replace(found, test_labels=1 - found.test_labels)
 
     monkeypatch.setattr(probe, "classify", classify)
     probe.main(["runs/vae", "--device", "cpu", "--layer"])
@@ -261,4 +262,4 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     flat.mkdir()
     for file in image_folder.rglob("*.png"):
         file.rename(flat / f"{file.parent.name}-{file.name}")
-    assert "have 1 classes" in says("runs/vae", "--device", "cpu", "--data", flat)
+    assert "has one class" in says("runs/vae", "--device", "cpu", "--data", flat)

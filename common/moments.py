@@ -1,0 +1,80 @@
+"""Mean and covariance of feature vectors: gathered from parts, kept in a file that pytorch-fid reads, too."""
+
+import zipfile
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from common import runs
+from common.runs import UserError
+from common.streams import first_line
+
+
+class Statistics(NamedTuple):
+    """Mean (D,) and covariance (D, D), float64 on the CPU, of n feature vectors; n is None where it is not known."""
+
+    mu: torch.Tensor
+    sigma: torch.Tensor
+    n: int | None
+
+
+@dataclass
+class Sums:
+    """Sums over n feature vectors x (D,), in float64: of x - shift (D,), and of its outer products (D, D).
+
+    shift is the mean of the first batch, so that rounding does not grow with the features' distance from zero.
+    """
+
+    n: int = 0
+    shift: torch.Tensor | None = None
+    first: torch.Tensor | None = None
+    second: torch.Tensor | None = None
+
+    def add(self, x):
+        """x: (B, D) float64"""
+        if self.n == 0:
+            self.shift = x.mean(0)
+            self.first = torch.zeros_like(self.shift)
+            self.second = x.new_zeros(x.shape[1], x.shape[1])
+        y = x - self.shift
+        self.first += y.sum(0)
+        self.second.addmm_(y.T, y)
+        self.n += len(x)
+
+    def cpu(self):
+        return Sums(self.n, self.shift.cpu(), self.first.cpu(), self.second.cpu()) if self.n else self
+
+
+def merge(parts):
+    """The `Sums` of several parts -> Statistics of all their feature vectors together."""
+    n = sum(part.n for part in parts)
+    mu = sum(part.n * part.shift + part.first for part in parts) / n
+    scatter = 0
+    for part in parts:
+        mean = part.first / part.n
+        away = part.shift + mean - mu
+        scatter = scatter + part.second - part.n * torch.outer(mean, mean) + part.n * torch.outer(away, away)
+    return Statistics(mu, scatter / (n - 1), n)
+
+
+def read(path):
+    """An .npz of pytorch-fid or of `write` -> Statistics, and its recipe or None. Raises UserError."""
+    try:
+        with open(path, "rb") as raw, np.load(raw) as file:  # np.load alone leaves a damaged file open
+            mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
+            n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
+    except KeyError:
+        raise UserError(f"{path} has no 'mu' and 'sigma': give statistics written by --save-stats") from None
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
+    if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
+        raise UserError(f"{path}: mu and sigma are not a finite vector and a matrix of its size: write it anew")
+    return Statistics(mu, sigma, n), recipe
+
+
+def write(path, found, recipe):
+    """Statistics -> an .npz, whole or not at all. recipe: of the features, in words. Raises UserError."""
+    with runs.writing(path) as part:
+        np.savez_compressed(part, mu=found.mu.numpy(), sigma=found.sigma.numpy(), n=found.n, recipe=recipe)
