@@ -281,7 +281,7 @@ def typed(script, argv=None):
     return shlex.join(words)
 
 
-LOCKS = {}  # file: the open lock, held until this process ends
+LOCKS = {}  # {file: descriptor} of the locks that this process holds until it ends
 
 
 def lock(folder):
@@ -295,22 +295,22 @@ def lock(folder):
         return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = open(path, "a+")
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(
             f"cannot write in {folder.parent}: {error.strerror}; run from a folder you can write"
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        file.seek(0)
-        holder = file.read().strip() or "another process"
-        file.close()
+        holder = os.read(descriptor, 500).decode(errors="replace") or "another process"
+        os.close(descriptor)
         raise UserError(f"{folder} is in use by {holder}: wait until that ends, or give another --name") from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} ({' '.join([Path(sys.argv[0]).name, *sys.argv[1:]])})")
-    file.flush()
-    LOCKS[path] = file
+    command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} ({command[:300]})".encode(errors="replace"))
+    LOCKS[path] = descriptor
 
 
 class Run:

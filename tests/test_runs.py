@@ -146,7 +146,9 @@ def test_an_earlier_run_is_moved_aside(in_tmp):
     saved(width=32)
     saved(width=64)
     widths = {
-        name: json.loads((in_tmp / "runs" / name / "args.json").read_text())["width"] for name in os.listdir("runs")
+        name: json.loads((in_tmp / "runs" / name / "args.json").read_text())["width"]
+        for name in os.listdir("runs")
+        if not name.startswith(".")
     }
     assert widths == {"try.1": 16, "try.2": 32, "try": 64}
 
