@@ -51,6 +51,8 @@ TRAININGS = {  # each of `STEPS` steps, with a checkpoint in the middle and one 
 }
 STEPS = 6
 WORK = Path()  # the campaign's temporary folder; `main` sets it
+HERE = threading.local()  # .folders: that one fault, tried by one thread, has made
+ONE_AT_A_TIME = threading.RLock()  # held while something is made that several faults use
 
 
 class Fault(Exception):
@@ -141,8 +143,9 @@ class Child:
 
 
 def fresh():
-    """-> an empty folder to start a script in. The images are at ../images."""
-    return Path(tempfile.mkdtemp(dir=WORK))
+    """-> an empty folder to start a script in, until `attempt` removes it. The images are at ../images."""
+    HERE.folders.append(Path(tempfile.mkdtemp(dir=WORK)))
+    return HERE.folders[-1]
 
 
 def train(folder, script, more="", **options):
@@ -240,12 +243,9 @@ class Unbroken:
         self.judge_end(folder / "runs/x")
 
 
-ONE_AT_A_TIME = threading.RLock()
-
-
 @functools.cache
 def run_unbroken(script):
-    folder = fresh()
+    folder = Path(tempfile.mkdtemp(dir=WORK))
     found, began = Unbroken(folder / "runs/x"), time.monotonic()
     child = train(folder, script)
 
@@ -279,29 +279,39 @@ def halfway(script):
 # --- the faults: what breaks, and how it has to end -----------------------------------------------------------------
 
 
+def inode(run):
+    """What changes whenever another checkpoint takes its place; None without one."""
+    file = run / "checkpoint.pt"
+    return file.stat().st_ino if file.exists() else None
+
+
+def is_time(moment, run, before, late):
+    """moment: "any", i.e. at `late`; "writing", i.e. while a checkpoint is written; "written", i.e. just after."""
+    if moment == "writing" and any(run.glob(".checkpoint.*")):
+        time.sleep(random.uniform(0, 0.1))
+        return True
+    return inode(run) != before if moment == "written" else time.monotonic() > late
+
+
 def kill(script, moments, seed):
     """SIGKILL one training again and again, each time going on from what is there; at last let it end."""
     whole, folder, draw = unbroken(script), fresh(), random.Random(f"{seed} {script}")
-    run, step = folder / "runs/x", 0
+    step, late_ones = 0, 0
     for moment in moments:
+        run, before = folder / "runs/x", inode(folder / "runs/x")
         child = train(folder, script, "--resume" if step else "")
-        inode = (run / "checkpoint.pt").stat().st_ino if step else None
-        late = time.monotonic() + (draw.uniform(0, whole.seconds) if moment == "any" else LIMIT / 3)
-
-        def now(moment=moment, inode=inode, late=late):
-            if moment == "writing" and any(run.glob(".checkpoint.*")):
-                time.sleep(draw.uniform(0, 0.2))
-                return True
-            if moment == "written" and (run / "checkpoint.pt").exists():
-                return (run / "checkpoint.pt").stat().st_ino != inode
-            return time.monotonic() > late
-
-        if not child.wait_for(now):
-            child.succeeds()  # it was faster
+        late = time.monotonic() + (draw.uniform(0, whole.seconds) if moment == "any" else LIMIT)
+        if not child.wait_for(functools.partial(is_time, moment, run, before, late)):
+            child.succeeds()
+            late_ones += 1
         child.kill()
         earlier, step = step, whole.judge(run)
         require(step >= earlier, f"the checkpoint of step {earlier} became one of step {step}", lost=True)
+        if step == STEPS:
+            whole.judge_end(run)
+            folder, step = fresh(), 0
     whole.goes_on(folder, script)
+    return f"{late_ones} came after the end" if late_ones else None
 
 
 def stop(script, which):
@@ -323,8 +333,10 @@ def no_space(script):
     child = train(folder, script, "--resume", shell=f'ulimit -f {blocks}; exec "$@"')
     child.refuses("cannot write", "File too large")
     require(whole.judge(run) == step, "the earlier checkpoint is gone", lost=True)
+    records = read_log(run)
+    place = difference(read_log(whole.run)[: len(records)], records)
+    require(records and place is None, f"log.jsonl differs in {place}", lost=True)
     require(not list(run.glob(".*.part*")), "a half-written file remained")
-    whole.goes_on(folder, script)
 
 
 def without_rights(folder):
@@ -479,7 +491,7 @@ def undivided():
 NOTES = {  # kind of fault: how it has to end
     "SIGKILL": "any moment, while a checkpoint is written, just after; resumed",
     "Ctrl-C, SIGTERM": "saved, exit status 130, resumed",
-    "full disk": "refused; then resumed from the earlier checkpoint",
+    "full disk": "refused; the earlier checkpoint stays",
     "read-only folders": "refused; caches done without",
     "two runs of one name": "the second refused, the first unharmed",
     "damaged checkpoints": "refused, nothing changed",
@@ -541,9 +553,9 @@ def campaign(kills, seed):
 
 def attempt(kind, what, count, fault):
     """Try one fault -> what became of it."""
-    survived, lost, note = count, 0, None
+    survived, lost, HERE.folders = count, 0, []
     try:
-        fault()
+        note = fault()
     except Skip as skip:
         count = survived = 0
         note = f"skipped: {what} ({skip})"
@@ -551,7 +563,9 @@ def attempt(kind, what, count, fault):
         survived, lost, note = 0, int(error.lost), f"{what}: {error}"
     except Exception as error:  # a fault of the campaign itself must not end it, nor pass for survival
         survived, note = 0, f"{what}: {type(error).__name__} {error}"
-    print(f"{kind}: {note or f'{what}: survived'}", file=sys.stderr, flush=True)
+    for path in HERE.folders:
+        shutil.rmtree(path, ignore_errors=True)
+    print(f"{kind}: {what}: survived {survived} of {count}{f' ({note})' if note else ''}", file=sys.stderr, flush=True)
     return {"kind": kind, "tried": count, "survived": survived, "lost": lost, "note": note}
 
 
@@ -570,10 +584,8 @@ def table(found):
     for kind in [*dict.fromkeys(row["kind"] for row in found), "all"]:
         rows = [row for row in found if kind in (row["kind"], "all")]
         sums = [str(sum(row[key] for row in rows)) for key in ("tried", "survived", "lost")]
-        notes = (
-            [NOTES[kind], *(row["note"].replace("|", "\\|") for row in rows if row["note"])] if kind in NOTES else []
-        )
-        lines.append(f"| {kind} | {' | '.join(sums)} | {'; '.join(notes)} |")
+        notes = [] if kind == "all" else [NOTES[kind], *(row["note"] for row in rows if row["note"])]
+        lines.append(f"| {kind} | {' | '.join(sums)} | {'; '.join(notes).replace('|', chr(92) + '|')} |")
     return lines
 
 
