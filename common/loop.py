@@ -203,12 +203,12 @@ class Loop:
         """
         self.check_finite(found)
         sums = None if self.sums is None else self.sums.cpu()
-        self.run.save(self.step, self.parts, recent=sums, **self.spent())
-        if self.complete():
+        if self.complete():  # before the checkpoint: resuming drops lines that are ahead of it, and misses none
             where = {"step": self.step}
             if self.per_epoch:
                 where["epoch"] = self.step // self.per_epoch
             self.run.log(**where, **found)
+        self.run.save(self.step, self.parts, recent=sums, **self.spent())
         if self.leaves:
             raise Interrupted(
                 f"stopped at step {self.step} of {self.total} and saved; "

@@ -22,6 +22,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
@@ -223,6 +224,9 @@ def load_checkpoint(path):
     """-> the saved dictionary, on the CPU. Raises UserError when there is none or it is not one of `Run.save`."""
     path = Path(path)
     try:
+        with zipfile.ZipFile(path) as file:
+            if file.testzip():  # compares checksums, which torch.load does not
+                raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
