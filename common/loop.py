@@ -179,6 +179,16 @@ class Loop:
                 f"the loss became {bad} at step {self.step}: {self.advice}; the last checkpoint is untouched"
             )
 
+    def check_weights(self):
+        """Raises UserError where a weight is not finite, which a loss of before the last update does not show."""
+        modules = [part for part in self.parts.values() if isinstance(part, torch.nn.Module)]
+        finite = [p.isfinite().all() for module in modules for p in module.parameters()]
+        if finite and not torch.stack(finite).all():
+            raise UserError(
+                f"the weights became infinite or nan at step {self.step}: {self.advice}; "
+                "the last checkpoint is untouched"
+            )
+
     # --- checkpoints ---
 
     def stopping(self):
@@ -197,11 +207,12 @@ class Loop:
         return self.complete() or self.leaves
 
     def save(self, found):
-        """Write the checkpoint, unless `found`, {name: number} measured of these weights, has one that is not finite.
+        """Write the checkpoint, unless a weight or one of `found`, {name: number} measured of them, is not finite.
 
         Every `save_every` steps `found` becomes a line of log.jsonl. Raises Interrupted after Ctrl-C.
         """
         self.check_finite(found)
+        self.check_weights()
         sums = None if self.sums is None else self.sums.cpu()
         if self.complete():  # before the checkpoint: resuming drops lines that are ahead of it, and misses none
             where = {"step": self.step}

@@ -5,9 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers
 import pytest
 import torch
-from helpers import ROOT, write_images
+from helpers import DEVICES, ROOT, write_images
 
 from common import data, runs
 
@@ -16,6 +17,27 @@ from common import data, runs
 def seeded():
     """A test draws the same numbers whichever tests ran before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def unlocked():
+    """A test is to runs/ what a process is: it leaves no folder locked."""
+    yield
+    for file in runs.LOCKS.values():
+        file.close()
+    runs.LOCKS.clear()
+
+
+@pytest.fixture(params=DEVICES)
+def device(request):
+    """The CPU, and CUDA where there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Figures are files without a drawing: to draw them takes longer than a training of a few steps."""
+    helpers.no_figures(monkeypatch)
 
 
 @pytest.fixture(scope="session")

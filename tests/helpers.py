@@ -7,14 +7,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
 
-from common import runs
+import vae
+from common import pictures, runs
 from common.loop import Loop
 
 ROOT = Path(__file__).resolve().parents[1]
+DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
 def write_images(folder):
@@ -25,6 +28,22 @@ def write_images(folder):
         file = folder / f"class{i % 2}" / f"u{i:02d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels.astype(np.uint8)).save(file)
+
+
+def no_figures(patch):
+    def save(figure, path, **options):
+        plt.close(figure)
+        Image.new("RGB", (8, 8)).save(path)
+
+    patch.setattr(pictures, "save_figure", save)
+
+
+def untrained_vae(name, folder, seed=0):
+    """runs/NAME as vae.py would leave it without a step, with 4 latents, of a folder of images."""
+    torch.manual_seed(seed)
+    argv = ["--data", str(folder), "--latent-dim", "4", "--batch-size", "30", "--device", "cpu", "--name", name]
+    state = {"script": "vae.py", "args": vars(vae.parse_args(argv)), "step": 0, "seconds": 1.0}
+    runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state | {"average": vae.VAE(4).state_dict()})
 
 
 def torchrun(folder, *argv, n=2):

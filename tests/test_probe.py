@@ -4,18 +4,18 @@ pytest tests/test_probe.py
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from helpers import log, metrics, untrained_vae
 from scipy.optimize import minimize
 from scipy.stats import binomtest
 
 import probe
 import vae
-from common import data, runs
+from common import data, devices, pictures, runs, scores
 
 RANDOM = torch.Generator()
 
@@ -53,7 +53,7 @@ def test_random_labels_are_guessed():
     x, _ = gaussians(4000, 20, 10, apart=0)
     y = torch.randint(0, 10, (4000,), generator=RANDOM)
     predicted, facts = probe.classify(x[:2000], y[:2000], x[2000:], 10, seed=0)
-    low, high = probe.score(predicted, y[2000:])["interval"]
+    low, high = scores.score(predicted, y[2000:])["interval"]
     assert low < 10 < high
     assert facts["weight_decay"] == probe.GRID[0]  # nothing to learn: the strongest
 
@@ -103,7 +103,7 @@ def test_features_that_are_mostly_noise_get_more_weight_decay():
 
 def test_the_weight_decay_is_the_best_of_the_grid_on_the_held_out_tenth():
     (x,), y = probe.standardise(gaussians(400, 60, 4, apart=1.5)[0]), torch.arange(400) % 4
-    order = torch.randperm(400, generator=probe.devices.generator("cpu", 5, "probe"))
+    order = torch.randperm(400, generator=devices.generator("cpu", 5, "probe"))
     held, rest = order[:40], order[40:]
     found = {d: probe.objective(x[held], y[held], *fit(x[rest], y[rest], d, 4), 0).item() for d in probe.GRID}
     assert choose(x, y, 4, seed=5) == min(found, key=found.get)
@@ -115,24 +115,25 @@ def test_the_weight_decay_is_the_best_of_the_grid_on_the_held_out_tenth():
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (8, 10), (4321, 10_000), (10, 10)])
 def test_wilson_is_scipys(right, n):
     want = binomtest(right, n).proportion_ci(method="wilson")
-    assert probe.wilson(right, n) == pytest.approx((100 * want.low, 100 * want.high), abs=1e-3)
+    assert scores.wilson(right, n) == pytest.approx((100 * want.low, 100 * want.high), abs=1e-3)
 
 
 def test_mcnemar_of_known_counts():
     first = torch.tensor([True] * 10 + [False] * 2 + [True] * 88)
     second = torch.tensor([False] * 10 + [True] * 2 + [True] * 88)
-    found = probe.mcnemar(first, second)
+    found = scores.mcnemar(first, second)
     assert (found["only_first_right"], found["only_second_right"]) == (10, 2)
     assert found["difference"] == pytest.approx(8) and found["interval"][0] < 8 < found["interval"][1]
     assert found["p_value"] == pytest.approx(2 * (1 + 12 + 66) / 2**12)
-    same = probe.mcnemar(first, first)
+    same = scores.mcnemar(first, first)
     assert same["difference"] == 0 and same["p_value"] == 1
 
 
 def test_principal_components_keep_the_most_variance():
     RANDOM.manual_seed(0)
     x = (normal(500, 8) @ torch.diag(torch.tensor([9, 1, 1, 5, 1, 1, 1, 1.0]).double())).float()
-    train_part, test_part = probe.principal_components(x[:400], x[400:], 2, seed=0)
+    directions = probe.principal_directions(x[:400], 2, seed=0)
+    train_part, test_part = x[:400] @ directions, x[400:] @ directions
     assert train_part.shape == (400, 2) and test_part.shape == (100, 2)
     kept = train_part.var(0).sum() / x[:400].var(0).sum()
     assert kept > 0.9 and abs(torch.corrcoef(torch.cat([test_part, x[400:, [0, 3]]], 1).T)[0, 2]) > 0.95
@@ -144,7 +145,7 @@ def test_discriminants_find_the_plane_of_the_classes():
     x = normal(600, 5) * torch.tensor([1, 1, 30, 1, 1])  # the most variance says nothing
     x[:, 0] += 6 * (y == 1)
     x[:, 4] += 6 * (y == 2)
-    plane = probe.discriminants(*probe.standardise(x), y, 3)
+    plane = pictures.discriminants(*probe.standardise(x), y, 3)
     share = plane[[0, 4]].square().sum() / plane.square().sum()
     assert share > 0.98
 
@@ -152,24 +153,12 @@ def test_discriminants_find_the_plane_of_the_classes():
 # --- whole runs ---------------------------------------------------------------------------------------------------
 
 
-def checkpoint(folder, name="vae", seed=0):
-    """runs/NAME as vae.py leaves it, untrained, 4 latents."""
-    torch.manual_seed(seed)
-    args = {"data": str(folder), "data_dir": "data", "holdout": 0, "latent_dim": 4}
-    state = {"script": "vae.py", "args": args, "step": 0, "average": vae.VAE(4).state_dict()}
-    runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state)
-
-
-def metrics(name):
-    return json.loads(Path("runs", name, "metrics.json").read_text())
-
-
 def test_a_probe_leaves_what_it_promises(in_tmp, image_folder, capsys):
-    checkpoint(image_folder, "one")
-    checkpoint(image_folder, "two", seed=1)
+    untrained_vae("one", image_folder)
+    untrained_vae("two", image_folder, seed=1)
     probe.main(["runs/one", "--device", "cpu", "--latent", "sample", "--layer", "--against", "runs/two/checkpoint.pt"])
     folder = Path("runs/one-probe")
-    assert {"metrics.json", "confusion.png", "latents.png"} == {file.name for file in folder.iterdir()}
+    assert {"args.json", "metrics.json", "confusion.png", "latents.png"} == {file.name for file in folder.iterdir()}
     found = metrics("one-probe")
     own = ["mu", "z ~ q(z|x)", "layer below mu"]
     assert list(found["rows"]) == [*own, "raw pixels", "principal components", "untrained encoder", "mu of two"]
@@ -183,7 +172,7 @@ def test_a_probe_leaves_what_it_promises(in_tmp, image_folder, capsys):
 
 
 def test_baselines_are_measured_once_for_the_same_images(in_tmp, image_folder, monkeypatch):
-    checkpoint(image_folder)
+    untrained_vae("vae", image_folder)
     count, original = [], probe.classify
     monkeypatch.setattr(probe, "classify", lambda *args: count.append(1) or original(*args))
     probe.main(["runs/vae", "--device", "cpu"])
@@ -196,7 +185,7 @@ def test_baselines_are_measured_once_for_the_same_images(in_tmp, image_folder, m
 
 
 def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
-    checkpoint(image_folder)
+    untrained_vae("vae", image_folder)
     seen, original, splits = [], probe.classify, data.splits
 
     def classify(*args):
@@ -222,14 +211,28 @@ def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
 
 
 def test_the_ceiling_is_trained_and_can_be_probed(in_tmp, image_folder, capsys):
-    flags = ["--supervised", "--data", str(image_folder), "--device", "cpu", "--latent-dim", "4", "--batch-size", "20"]
+    flags = [
+        "--supervised",
+        "--data",
+        str(image_folder),
+        "--device",
+        "cpu",
+        "--latent-dim",
+        "4",
+        "--batch-size",
+        "20",
+        "--log-every",
+        "3",
+    ]
     probe.main([*flags, "--epochs", "4"])
     assert metrics("supervised")["rows"]["supervised"]["accuracy"] == 100
     assert {"args.json", "log.jsonl", "checkpoint.pt", "metrics.json"} <= {
         f.name for f in Path("runs/supervised").iterdir()
     }
-    log = [json.loads(line) for line in Path("runs/supervised/log.jsonl").read_text().splitlines()]
-    assert [r["epoch"] for r in log] == [1, 2, 3, 4] and log[-1]["loss"] < log[0]["loss"]
+    epochs = [record for record in log("supervised") if "loss" not in record]
+    assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]
+    losses = [record["loss"] for record in log("supervised") if "loss" in record]
+    assert len(losses) == 4 and losses[-1] < losses[0]
     probe.main(["runs/supervised", "--device", "cpu"])
     assert metrics("supervised-probe")["rows"]["mu"]["accuracy"] == 100
 
@@ -240,9 +243,9 @@ def test_on_real_images_a_linear_classifier_reads_the_class_from_random_features
     test, test_labels = data.load("cifar10", cifar_dir, "test")
     torch.manual_seed(0)
     model = vae.VAE(128)
-    codes, test_codes = (probe.sampling.encode(model, part) for part in (train_images[:10_000], test))
+    codes, test_codes = (vae.encode(model, part) for part in (train_images[:10_000], test))
     predicted, facts = probe.classify(codes, labels[:10_000], test_codes, 10, seed=0)
-    assert 30 < probe.score(predicted, test_labels)["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
+    assert 30 < scores.score(predicted, test_labels)["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
 
 
 def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
@@ -250,12 +253,11 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
         return refused(probe.main, *argv)
 
     assert "give either a checkpoint" in says()
-    assert "give either a checkpoint" in says("runs/vae", "--supervised")
-    assert "--against compares checkpoints" in says("--supervised", "--against", "runs/vae")
+    assert "--resume continues a training" in says("runs/vae", "--resume")
     assert "there is no checkpoint at runs/vae" in says("runs/vae")
     runs.save_checkpoint("runs/gan/checkpoint.pt", {"script": "wgan_gp.py", "args": {}, "step": 1})
     assert "holds no encoder" in says("runs/gan")
-    checkpoint(image_folder)
+    untrained_vae("vae", image_folder)
     assert "there is no checkpoint at nowhere" in says("runs/vae", "--device", "cpu", "--against", "nowhere")
     assert "neither cifar10" in says("runs/vae", "--device", "cpu", "--data", "gone")
     flat = in_tmp / "flat"

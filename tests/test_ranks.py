@@ -3,11 +3,16 @@
 pytest tests/test_ranks.py
 """
 
+import math
 import runpy
 
 import pytest
 import torch
-from helpers import torchrun
+from helpers import ROOT, checkpoint, log, torchrun
+
+import classifier
+import probe
+import wgan_gp
 
 RANKS = """
 import sys
@@ -58,3 +63,22 @@ def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
     assert two["b"].item() == 0.5 and two["first"] == 3 and two["nothing"] is None
     assert two["gathered"] == [0, 1] and one["gathered"] == [0]
     assert two["answers"] == [False, True]  # asked for in one rank, agreed at the 20th step
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("script", "flags"), [("vae", ["--contrastive", 100]), ("vae_gan", [])])
+def test_training_under_torchrun_writes_one_run(in_tmp, image_folder, script, flags):
+    always = "--device cpu --latent-dim 4 --batch-size 30 --log-every 1 --epochs 1".split()
+    done = torchrun(in_tmp, ROOT / f"{script}.py", "--data", image_folder, *always, *flags)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("bits_per_dim") == 1
+    assert checkpoint(script)["step"] == 2  # 60 images in global batches of 30
+    if "--contrastive" in flags:  # each rank has views of its own 15 images
+        assert 0 < log(script)[0]["contrast"] < math.log(2 * 15 - 1) + 2 / 0.1
+
+
+@pytest.mark.parametrize("module", [classifier, probe, wgan_gp])
+def test_a_script_that_does_not_divide_its_work_says_so(in_tmp, image_folder, monkeypatch, refused, module):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    flags = {classifier: ["--data", image_folder], probe: ["--supervised", "--data", image_folder], wgan_gp: []}
+    assert "start it with python, not with torchrun" in refused(module.main, *flags[module], "--device", "cpu")

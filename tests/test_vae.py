@@ -1,20 +1,15 @@
-"""vae.py: the table's layers, the ELBO against closed forms and torch.distributions, resuming bit for bit, bad input.
+"""vae.py: the table's layers, the ELBO against closed forms and torch.distributions, what a run leaves.
 
 pytest tests/test_vae.py
 """
 
 import math
 import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, checkpoint, ctrl_c_in, log, metrics, same, torchrun
+from helpers import checkpoint, metrics, untrained_vae
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
@@ -147,11 +142,11 @@ def test_bits_per_dim_of_known_densities():
     assert vae.bits_per_dim(10 * math.log(2), 10) == 7  # uniform on half of the levels
 
 
-def test_evaluate_knows_a_known_density():
+def test_evaluate_knows_a_known_density(monkeypatch):
     """A decoder that ignores z around mid-grey, on uniform noise: every number has a closed form."""
     model = vae.VAE(4, sigma=0.5)
-    for parameter in model.parameters():
-        nn.init.zeros_(parameter)
+    monkeypatch.setattr(model.encoder, "forward", lambda x: torch.zeros(2, len(x), 4))
+    monkeypatch.setattr(model.decoder, "forward", lambda z: torch.full((len(z), 3, 32, 32), 0.5))
     images = torch.randint(0, 256, (400, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     found = vae.evaluate(model, images, seed=0)
     elbo = -3072 * (0.5 * math.log(2 * math.pi * 0.25) + (1 / 12) / (2 * 0.25))  # E (u - 1/2)^2 = 1/12
@@ -166,6 +161,7 @@ def test_active_units_are_those_whose_mean_varies(monkeypatch):
     monkeypatch.setattr(
         model.encoder, "forward", lambda x: (x[:, 0, 0, :4] * torch.tensor([1.0, 0.5, 0.01, 0]), x[:, 0, 0, :4])
     )
+    monkeypatch.setattr(model.decoder, "forward", lambda z: torch.zeros(len(z), 3, 32, 32))
     images = torch.randint(0, 256, (300, 3, 32, 32), dtype=torch.uint8)
     assert vae.evaluate(model, images, seed=0)["active_units"] == 2
 
@@ -191,8 +187,8 @@ def train(image_folder, *argv):
     vae.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
-    train(image_folder, "--name", "whole", "--epochs", 2)
+def test_a_run_leaves_what_it_promises_and_is_measured_and_drawn_from_again(in_tmp, image_folder, capsys):
+    train(image_folder, "--name", "whole", "--epochs", 1)
     expected = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "reconstructions.png"}
     assert expected | {"samples-normal.png", "samples-expost.png"} == set(os.listdir("runs/whole"))
     found = metrics("whole")
@@ -200,26 +196,14 @@ def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_fol
     table = capsys.readouterr().out
     assert f"{found['elbo_nats']:.4f}" in table and "curves.png" in table
 
-    train(image_folder, "--name", "again", "--epochs", 2)
-    assert same(checkpoint("whole"), checkpoint("again")) and log("whole") == log("again")
-    train(image_folder, "--name", "other", "--epochs", 1, "--seed", 1)
-    assert log("other")[0]["loss"] != log("whole")[0]["loss"]
-
-    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="--name broken --resume"):
-        ctrl_c_in(patch, 3)  # in the middle of the second epoch
-        train(image_folder, "--name", "broken", "--epochs", 2)
-    assert checkpoint("broken")["step"] == 3
-    vae.main(["--name", "broken", "--resume"])
-    assert same(checkpoint("whole"), checkpoint("broken")) and log("whole") == log("broken")
-
-    before = metrics("broken")
-    vae.main(["--name", "broken", "--eval-only"])
-    assert metrics("broken")["elbo_nats"] == before["elbo_nats"] == found["elbo_nats"]
-    file = Path("runs/broken/log.jsonl")
+    os.remove("runs/whole/metrics.json")
+    vae.main(["--name", "whole", "--eval-only"])
+    assert metrics("whole")["elbo_nats"] == found["elbo_nats"]
+    file = Path("runs/whole/log.jsonl")
     file.write_text(file.read_text() + '{"step": 99}\n')  # as if the run went on meanwhile
-    vae.main(["--name", "broken", "--sample", "3"])
+    vae.main(["--name", "whole", "--sample", "3"])
     assert '"step": 99' in file.read_text()
-    assert len(os.listdir("runs/broken/samples-normal")) == 3
+    assert len(os.listdir("runs/whole/samples-normal")) == 3
 
 
 @pytest.mark.slow
@@ -232,78 +216,16 @@ def test_overfits_32_images(in_tmp, shapes_dir):
     assert last["mse"] < 0.15 * variance  # a decoder that ignores z leaves all of the variance
 
 
-@pytest.mark.slow
-def test_training_under_torchrun_writes_one_run(tmp_path, image_folder):
-    flags = ["--data", image_folder, *QUICK, "--epochs", 1]
-    done = torchrun(tmp_path, ROOT / "vae.py", *flags)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bits_per_dim") == 1
-    state = runs.load_checkpoint(tmp_path / "runs/vae/checkpoint.pt")
-    assert state["step"] == 2  # 60 images in global batches of 30
-    done = torchrun(tmp_path, ROOT / "vae.py", *flags, "--batch-size", 31)
-    assert "does not divide among 2 processes" in done.stderr and "vae.py: --batch-size" in done.stderr
+def test_weights_of_another_architecture_are_refused(in_tmp, image_folder, refused):
+    untrained_vae("wrong", image_folder)
+    state = checkpoint("wrong")
+    state["average"]["encoder.mu.weight"] = torch.zeros(2, 2)
+    runs.save_checkpoint("runs/wrong/checkpoint.pt", state)
+    assert "another architecture" in refused(vae.main, "--name", "wrong", "--eval-only")
 
 
-def test_ctrl_c_at_the_terminal_saves_and_says_how_to_go_on(tmp_path, image_folder):
-    words = [sys.executable, str(ROOT / "vae.py"), "--data", str(image_folder), *QUICK, "--epochs", "100000"]
-    words += ["--batch-size", "60"]  # one step an epoch: also then
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    log = tmp_path / "runs/vae/log.jsonl"
-    deadline = time.time() + 120
-    while not log.exists() and time.time() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode == 130 and "Traceback" not in err
-    step = int(re.search(r"stopped at step (\d+) of", err).group(1))
-    assert "python vae.py --name vae --resume" in err
-    assert runs.load_checkpoint(tmp_path / "runs/vae/checkpoint.pt")["step"] == step > 0
-
-
-def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
-    def says(*argv):
-        return refused(vae.main, *argv)
-
-    assert "out of range" in says("--epochs", -1)
-    assert "--device warp" in says("--device", "warp")
-    assert "neither cifar10, shapes nor a folder" in says("--data", "nowhere")
-    assert "'blue' is not a number" in says("--sigma", "blue")
-    assert "do not fill a batch" in says("--data", image_folder, "--batch-size", 61)
-    assert "leaves nothing" in says("--data", image_folder, "--holdout", 60)
-    assert "there is no checkpoint" in says("--resume")
-    assert "there is no checkpoint" in says("--sample", 5)
-    assert "unrecognized arguments" in says("--latent", 5)
-    assert "tf32 is a mode of CUDA" in says("--device", "cpu", "--precision", "tf32")
-    assert "--capture takes a CUDA device" in says("--device", "cpu", "--capture")
-    assert "cannot read --features" in says(
-        "--data", image_folder, "--batch-size", 30, "--features", "no.pt2", "--fid", 9
-    )
-    assert not Path("runs").exists()  # nothing half-made is left
-    train(image_folder, "--epochs", 1)
-    good = checkpoint("vae")
-    assert "made with --latent-dim 4, not 8" in says("--resume", "--latent-dim", 8)
-    train(image_folder, "--name", "long", "--epochs", 2)
-    assert "is at step 4, past --epochs 1" in says("--name", "long", "--resume", "--epochs", 1)
-    good["average"]["encoder.mu.weight"] = torch.zeros(2, 2)
-    runs.save_checkpoint("runs/vae/checkpoint.pt", good)
-    assert "another architecture" in says("--eval-only")
-
-
-@pytest.mark.parametrize(("log_every", "lr"), [(1, 1e8), (1000, 1e8), (1000, 100)])
-def test_a_diverging_run_says_what_to_change_and_saves_no_nonsense(in_tmp, image_folder, refused, log_every, lr):
-    flags = ["--data", image_folder, *QUICK, "--lr", lr, "--epochs", 1, "--log-every", log_every]
-    assert "lower --lr" in refused(vae.main, *flags, "--batch-size", 60)
+def test_a_loss_that_is_finite_while_the_weights_are_too_large_is_not_saved(in_tmp, image_folder, refused):
+    """At this rate the first update leaves finite weights that give a test image an infinite ELBO."""
+    flags = ["--data", image_folder, *QUICK, "--lr", 100, "--epochs", 1, "--log-every", 1000, "--batch-size", 60]
+    assert "lower --lr" in refused(vae.main, *flags)
     assert not Path("runs/vae/checkpoint.pt").exists()
-
-
-def test_a_full_disk_at_a_checkpoint_keeps_the_previous_one(in_tmp, image_folder, refused, monkeypatch):
-    train(image_folder, "--epochs", 1)
-    before = checkpoint("vae")
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runs.os, "fsync", full)
-        assert "No space left on device" in refused(vae.main, "--resume", "--epochs", 2)
-    assert same(before, checkpoint("vae"))

@@ -6,18 +6,17 @@ pytest tests/test_vae_gan.py
 import math
 import os
 import types
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import ROOT, checkpoint, ctrl_c_in, log, metrics, same, torchrun
+from helpers import checkpoint, log, metrics, untrained_vae
 from torch import nn
 from torch.distributions import Independent, Normal
 
 import vae
 import vae_gan
-from common import contrastive, data, devices, pictures, ranks, runs
+from common import contrastive, data, devices, pictures, ranks
 
 PLAYERS = ("encoder", "decoder", "discriminator")
 
@@ -59,12 +58,18 @@ def test_gan_terms_are_the_papers():
 
 
 @pytest.fixture
-def game():
+def game(device):
     """A VAE and a discriminator in double precision, in training mode, and one batch."""
     torch.manual_seed(0)
     model, dis = vae.VAE(3).double().train(), vae_gan.Discriminator().double()
     x, (eps, z_p) = torch.rand(4, 3, 32, 32).double(), torch.randn(2, 4, 3).double()
-    return model, dis, x, eps, z_p
+    return model.to(device), dis.to(device), x.to(device), eps.to(device), z_p.to(device)
+
+
+def assert_same(a, b):
+    """Bit for bit on a CPU; on CUDA, where sums may change their order from call to call, up to 1e-4 of the largest."""
+    exact = a.device.type == "cpu"
+    torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-4 * b.abs().max().item())
 
 
 def routed(game, u=None, **changed):
@@ -131,14 +136,15 @@ def test_gamma_moves_the_decoder_alone(game):
     low, _ = routed(game, gamma=0.0)
     high, _ = routed(game, gamma=5.0)
     for player in ("encoder", "discriminator"):
-        assert all(torch.equal(a, b) for a, b in zip(low[player], high[player], strict=True))
+        for a, b in zip(low[player], high[player], strict=True):
+            assert_same(a, b)
     assert not torch.equal(low["decoder"][0], high["decoder"][0])
     assert all(p.grad is None for m in game[:2] for p in m.parameters())  # nothing is left behind
 
 
 def test_the_contrastive_term_moves_the_encoder_alone(game):
     model, _, x, _, _ = game
-    u = contrastive.draw(4, devices.generator("cpu", 0, "views", 0))
+    u = contrastive.draw(4, devices.generator(x.device, 0, "views", 0))
     without, plain = routed(game)
     found, numbers = routed(game, u, contrastive=7.0)
     term = contrastive.term(model.encoder, x, model.encoder(x)[0], u).mean()
@@ -146,28 +152,34 @@ def test_the_contrastive_term_moves_the_encoder_alone(game):
     for before, after, extra in zip(without["encoder"], found["encoder"], wanted, strict=True):
         torch.testing.assert_close(after, before if extra is None else before + 7 * extra, rtol=1e-5, atol=1e-6)
     for player in ("decoder", "discriminator"):
-        assert all(torch.equal(a, b) for a, b in zip(without[player], found[player], strict=True))
+        for a, b in zip(without[player], found[player], strict=True):
+            assert_same(a, b)
     assert set(numbers) == {*plain, "contrast"} and numbers["contrast"].item() == pytest.approx(term.item())
 
 
-def test_each_players_step_leaves_the_others_untouched():
-    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    args = vae_gan.parse_args(["--device", "cpu", "--latent-dim", "3"])
-    draws = torch.arange(8), torch.zeros(8, dtype=torch.bool), *torch.randn(2, 8, 3), None, torch.tensor(0.9)
+def test_each_players_step_leaves_the_others_untouched(device):
+    images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8).to(device)
+    args = vae_gan.parse_args(["--device", device.type, "--latent-dim", "3"])
+    eps, z_p = torch.randn(2, 8, 3).to(device)
+    rows, flip = torch.arange(8, device=device), torch.zeros(8, dtype=torch.bool, device=device)
+    decay = torch.tensor(0.9, device=device)
 
     def after_a_step(*movers):
         torch.manual_seed(0)
-        model, dis = vae.VAE(3).train(), vae_gan.Discriminator()
+        model, dis = vae.VAE(3).to(device).train(), vae_gan.Discriminator().to(device)
         modules = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": dis}
         rates = {name: 1e-3 if name in movers else 0.0 for name in modules}
-        optimizers = {n: devices.adam(m.parameters(), rates[n], torch.device("cpu")) for n, m in modules.items()}
-        vae_gan.make_update(model, vae.VAE(3), dis, optimizers, images, args)(*draws)
+        optimizers = {n: devices.adam(m.parameters(), rates[n], device) for n, m in modules.items()}
+        update = vae_gan.make_update(model, vae.VAE(3).to(device), dis, optimizers, images, args)
+        update(rows, flip, eps, z_p, None, decay)
         return {n: [p.detach().clone() for p in m.parameters()] for n, m in modules.items()}
 
     start, everyone = after_a_step(), after_a_step(*PLAYERS)
     for player in PLAYERS:
         alone = after_a_step(player)
         for other in PLAYERS:
+            if other == player and device.type != "cpu":  # Adam's first step of a gradient near 0 may change its sign
+                continue
             wanted = everyone if other == player else start  # all gradients come from the weights before the step
             assert all(torch.equal(a, b) for a, b in zip(alone[other], wanted[other], strict=True))
         assert not torch.equal(alone[player][0], start[player][0])
@@ -218,47 +230,38 @@ def train(image_folder, *argv):
     vae_gan.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def test_a_run_leaves_what_it_promises_and_resumes_bit_for_bit(in_tmp, image_folder, monkeypatch, capsys):
-    train(image_folder, "--name", "whole", "--epochs", 2)
-    pictures = {"curves.png", "adversaries.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"}
-    assert {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt"} | pictures == set(os.listdir("runs/whole"))
+def test_a_run_leaves_what_it_promises_and_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch, capsys):
+    untrained_vae("vae", image_folder)
+    drawn, original = {}, pictures.plot_rows
+
+    def plot_rows(sets, path, title):
+        drawn[path.name] = sets
+        original(sets, path, title)
+
+    monkeypatch.setattr(pictures, "plot_rows", plot_rows)
+    train(image_folder, "--name", "whole", "--epochs", 1, "--compare", "runs/vae")
+    plots = {"curves.png", "adversaries.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"}
+    files = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "comparison.png"}
+    assert files | plots == set(os.listdir("runs/whole"))
     found = metrics("whole")
     assert {"elbo_nats", "mse", "kl", "active_units", "sharpness_generation", "seconds"} <= set(found)
     assert "adversaries.png" in capsys.readouterr().out
     record = log("whole")[0]
     of_the_step = {"loss", "kl", "feature_nll", "mse", "dis_real", "dis_hat", "dis_p", "spread"}
     assert of_the_step | {f"norm_{player}" for player in PLAYERS} <= set(record) and record["norm_encoder"] > 0
-
-    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted, match="vae_gan.py --name broken --resume"):
-        ctrl_c_in(patch, 3)  # in the middle of the second epoch
-        train(image_folder, "--name", "broken", "--epochs", 2)
-    assert checkpoint("broken")["step"] == 3
-    vae_gan.main(["--name", "broken", "--resume"])
-    assert same(checkpoint("whole"), checkpoint("broken")) and log("whole") == log("broken")
     assert {"discriminator", *(f"optimizer_{player}" for player in PLAYERS)} <= set(checkpoint("whole"))
 
-    train(image_folder, "--name", "other", "--epochs", 2, "--seed", 1)
-    assert not same(checkpoint("whole"), checkpoint("other"))
-    vae_gan.main(["--name", "broken", "--eval-only"])
-    assert metrics("broken")["elbo_nats"] == found["elbo_nats"]
-    vae_gan.main(["--name", "broken", "--sample", "3", "--prior", "expost"])
-    assert len(os.listdir("runs/broken/samples-expost")) == 3
-
-
-def test_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch):
-    vae.main(["--data", str(image_folder), *QUICK, "--epochs", "1"])
-    drawn = {}
-    original = pictures.plot_rows
-    monkeypatch.setattr(
-        pictures, "plot_rows", lambda sets, path, title: drawn.update({path.name: sets}) or original(sets, path, title)
-    )
-    train(image_folder, "--epochs", 1, "--compare", "runs/vae")
     images, of_vae, of_vae_gan = drawn["comparison.png"]
     assert len(images) == len(of_vae) == len(of_vae_gan) == 12
     assert not torch.equal(of_vae, of_vae_gan)
     _, reconstructions = drawn["reconstructions.png"]
     assert torch.equal(of_vae_gan, reconstructions)
-    assert Path("runs/vae_gan/comparison.png").exists()
+
+    os.remove("runs/whole/comparison.png")
+    vae_gan.main(["--name", "whole", "--eval-only"])
+    assert metrics("whole")["elbo_nats"] == found["elbo_nats"]
+    vae_gan.main(["--name", "whole", "--sample", "3", "--prior", "expost"])
+    assert len(os.listdir("runs/whole/samples-expost")) == 3
 
 
 @pytest.mark.slow
@@ -271,35 +274,3 @@ def test_64_images_are_told_from_fakes_and_reconstructed(in_tmp, shapes_dir):
     assert records[-1]["mse"] < 0.6 * variance < records[0]["mse"]
     assert records[-1]["dis_real"] > records[-1]["dis_hat"] + 0.05
     assert all(math.isfinite(value) for r in records for value in r.values())
-
-
-@pytest.mark.slow
-def test_training_under_torchrun_writes_one_run(tmp_path, image_folder):
-    done = torchrun(tmp_path, ROOT / "vae_gan.py", "--data", image_folder, *QUICK, "--epochs", 1)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("bits_per_dim") == 1
-    assert runs.load_checkpoint(tmp_path / "runs/vae_gan/checkpoint.pt")["step"] == 2
-
-
-def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
-    def says(*argv):
-        return refused(vae_gan.main, *argv)
-
-    assert "--gamma" in says("--gamma", -1)
-    assert "invalid choice: 'conv9'" in says("--feature-layer", "conv9")
-    assert "unrecognized arguments: --beta" in says("--beta", 2)
-    assert "do not fill a batch" in says("--data", image_folder, "--batch-size", 61)
-    assert "there is no checkpoint" in says("--resume")
-    assert "there is no checkpoint" in says("--data", image_folder, "--batch-size", 30, "--compare", "runs/nothing")
-    assert not Path("runs").exists()
-    vae.main(["--data", str(image_folder), *QUICK, "--epochs", "1", "--name", "both"])
-    assert "was made by vae.py, not vae_gan.py" in says("--name", "both", "--eval-only")
-    train(image_folder, "--epochs", 1)
-    assert "made with --feature-layer conv2, not fc" in says("--resume", "--feature-layer", "fc")
-    train(image_folder, "--name", "long", "--epochs", 2)
-    assert "is at step 4, past --epochs 1" in says("--name", "long", "--resume", "--epochs", 1)
-
-
-def test_a_diverging_run_says_what_to_change(in_tmp, image_folder, refused):
-    message = refused(vae_gan.main, "--data", image_folder, *QUICK, "--lr", 1e8, "--epochs", 1)
-    assert "lower --lr" in message and not Path("runs/vae_gan/checkpoint.pt").exists()
