@@ -344,7 +344,7 @@ class Queue:
                 self.begin()
                 if sys.stderr.isatty() and self.jobs:
                     job = next(iter(self.jobs.values()))
-                    line = f"{self.progress()}  {job.part.name} {job.last()}"
+                    line = f"{self.counted()}{self.left()}  {job.part.name} {job.last()}"
                     print(f"\r{line[: os.get_terminal_size(2).columns - 1]}\033[K", end="", file=sys.stderr, flush=True)
                 time.sleep(WAIT)
             if self.stops:
@@ -362,7 +362,7 @@ class Queue:
                 why = job.conclude(self.parts, self.args)
                 if why:
                     self.failed[job.part.name] = why
-                say(f"{self.progress()}: {job.part.name}: {why or f'{job.seconds():.0f} s'}")
+                say(f"{self.counted()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left()}")
 
     def begin(self):
         """Each part whose place is free and that waits for no other; those that need a failed one never."""
@@ -382,22 +382,24 @@ class Queue:
                 self.jobs[free[0]] = Job(part, free[0], self.args)
                 self.waiting.remove(name)
 
-    def progress(self):
-        """How many parts are done, and the time left by what those that ran took, and were planned to take."""
-        text = f"{len(self.todo) - len(self.waiting) - len(self.jobs)}/{len(self.todo)}"
+    def counted(self):
+        return f"[{len(self.todo) - len(self.waiting) - len(self.jobs)}/{len(self.todo)}]"
+
+    def left(self):
+        """The time left in words, by what the parts that ran took, and were planned to take."""
         notes = {name: read_json(work(self.args) / f"{name}.json") for name in self.parts}
         took = {name: note["seconds"] for name, note in notes.items() if "command" in note}
         if not took or not (self.waiting or self.jobs):
-            return text
+            return ""
 
         def seconds(part):
             known = [name for name in took if self.parts[name].script == part.script] or list(took)
             planned = sum(self.parts[name].minutes for name in known)
             return part.minutes * sum(took[name] for name in known) / planned
 
-        left = sum(seconds(self.parts[name]) for name in self.waiting)
-        left += sum(max(0, seconds(job.part) - job.seconds()) for job in self.jobs.values())
-        return f"{text}, about {left / 60 / max(1, len(self.places) - 1):.1f} min left"
+        rest = sum(seconds(self.parts[name]) for name in self.waiting)
+        rest += sum(max(0, seconds(job.part) - job.seconds()) for job in self.jobs.values())
+        return f", about {rest / 60 / max(1, len(self.places) - 1):.1f} min left"
 
     def halt(self):
         """Ask the processes to save themselves and wait; a second Ctrl-C ends them. Raises Interrupted."""
