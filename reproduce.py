@@ -5,6 +5,7 @@
     python reproduce.py --only wgan_gp --only probe  # parts whose names begin so
     python reproduce.py --only measure               # fill in distances, once their networks can be had
     # with --only, give the --epochs, --seeds and --precision that the trainings had
+    cp -a runs/vae_128_seed_0 runs/vae_128_seed_0-epoch5             # during a training: measured then, for a table
 
 After Ctrl-C or a crash the same command goes on. A part is finished when runs/NAME/metrics.json is there, the command
 in its args.json has the same flags, and nothing that it needs is newer. A VAE or VAE-GAN that had fewer --epochs goes
@@ -28,7 +29,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ class Part:
     minutes: float
     where: tuple = ()  # more words, which differ between machines
     needs: tuple = ()  # names of parts
-    rulers: dict = field(default_factory=dict)  # find_rulers', of a part that adds distances to a model's metrics.json
+    rulers: dict | None = None  # find_rulers', of a part that adds distances to a model's metrics.json
     prints: bool = False  # its numbers, instead of leaving them in a file
     resumes: bool = False
     cpu: bool = False  # gains nothing from a GPU
@@ -88,6 +89,7 @@ def table(args, rulers):
     parts = [*wgan_gp_parts(args), *proof_parts(args), *label_parts(args)]
     for seed in range(args.seeds):
         parts += [*training_parts(args, seed), *measuring_parts(args, seed, rulers), *probe_parts(args, seed)]
+    parts += earlier_parts(args, rulers)
     return {part.name: part for part in parts}
 
 
@@ -145,7 +147,7 @@ def label_parts(args):
     for dims in (128, 64):
         name, own = f"supervised_{dims}", f"--supervised --latent-dim {dims}"
         yield make(args, name, "probe.py", 12, own, *flags, **options)
-    yield probe_part(args, "supervised_128", None)
+    yield probe_part(args, "supervised_128", ("supervised_128",))
 
 
 def training_parts(args, seed):
@@ -158,28 +160,44 @@ def training_parts(args, seed):
 
 def measuring_parts(args, seed, rulers):
     """Of each model its distances by all rulers; of a VAE-GAN also a picture beside the VAE's."""
-    minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
-    flags = f"--eval-only --fid {200 if args.quick else 10_000}"
     for model, spec in MODELS.items():
         run, beside = f"{model}_seed_{seed}", f"{model.replace('_gan', '')}_seed_{seed}"
-        where, needs = (*place(args), "--features", *rulers.values()), (run, "classifier")
+        needs, where = (run, "classifier"), ()
         if beside != run:
-            where, needs = (*where, "--compare", str(runs.ROOT / folder(beside, args))), (*needs, beside)
-        options = {"run": run, "where": where, "needs": needs, "rulers": rulers}
-        yield make(args, f"measure_{run}", spec.script, minutes, flags, **options)
+            needs, where = (*needs, beside), ("--compare", str(runs.ROOT / folder(beside, args)))
+        yield measuring_part(args, run, spec, rulers, needs, *where)
 
 
 def probe_parts(args, seed):
+    """Of each model's codes, and compared with those of its baseline."""
     for model, spec in MODELS.items():
-        against = f"{spec.baseline}_seed_{seed}" if spec.baseline else None
-        yield probe_part(args, f"{model}_seed_{seed}", against, f"--seed {seed} --latent sample --layer")
+        run, other = f"{model}_seed_{seed}", f"{spec.baseline}_seed_{seed}"
+        needs, against = (run,), ""
+        if spec.baseline:
+            needs, against = (run, other), f"--against {runs.ROOT / folder(other, args)}"
+        yield probe_part(args, run, needs, f"--seed {seed} --latent sample --layer", against)
 
 
-def probe_part(args, run, against, *flags):
-    """A linear classifier on the codes of `run`, compared with one on those of `against`."""
-    needs, limit = (run,), f"--limit {QUICK_IMAGES}" if args.quick else ""  # the checkpoint has the other flags of data
-    if against:
-        needs, flags = (run, against), (*flags, f"--against {runs.ROOT / folder(against, args)}")
+def earlier_parts(args, rulers):
+    """What training buys: distances and probe of each copy of a model's folder as it was at epoch N, NAME-epochN."""
+    for model, spec in MODELS.items():
+        for copy in sorted(runs.ROOT.glob(f"{folder(model, args)}_seed_0-epoch*")):
+            run = f"{model}_seed_0-{copy.name.rpartition('-')[2]}"
+            yield measuring_part(args, run, spec, rulers, ("classifier",))
+            yield probe_part(args, run, (f"measure_{run}",), "--seed 0")
+
+
+def measuring_part(args, run, spec, rulers, needs, *where):
+    where = (*place(args), "--features", *rulers.values(), *where)
+    minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
+    flags = f"--eval-only --fid {200 if args.quick else 10_000}"
+    options = {"run": run, "where": where, "needs": needs, "rulers": rulers}
+    return make(args, f"measure_{run}", spec.script, minutes, flags, **options)
+
+
+def probe_part(args, run, needs, *flags):
+    """A linear classifier on the codes of `run`."""
+    limit = f"--limit {QUICK_IMAGES}" if args.quick else ""  # the checkpoint has the other flags of the data
     options = {"where": place(args), "needs": needs, "before": str(runs.ROOT / folder(run, args))}
     return make(args, f"probe_{run}", "probe.py", 6, limit, *flags, **options)
 
@@ -247,10 +265,10 @@ def finished(part, parts, args):
     file = runs.ROOT / part.folder / "metrics.json"
     metrics = read_json(file)
     needed = [runs.ROOT / parts[name].folder / "checkpoint.pt" for name in part.needs]
-    needed += [file.with_name("args.json"), *map(Path, part.rulers.values())]
+    needed += [file.with_name("args.json"), file.with_name("checkpoint.pt"), *map(Path, (part.rulers or {}).values())]
     if not metrics or any(p.exists() and p.stat().st_mtime > file.stat().st_mtime for p in needed):
         return False
-    if part.rulers:
+    if part.rulers is not None:
         return all(f"{ruler}_generation_expost" in by_ruler(metrics) for ruler in part.rulers)
     return contradictions(part, args) == (set(), set())
 

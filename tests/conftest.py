@@ -18,6 +18,12 @@ def seeded():
     torch.manual_seed(0)
 
 
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request):
+    """A name for --device: a test that takes it runs on the CPU and, where there is one, on CUDA."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """A --data-dir in which --data shapes is cached."""

@@ -298,6 +298,38 @@ def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
     assert reproduce.slots("cpu") == reproduce.slots("cuda:1") == [""]
 
 
+def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
+    rulers = {"fd_features": "runs/classifier/features.pt2"}
+    for name, bits in {"vae_64_seed_0": 6.0, "vae_64_seed_0-epoch5": 6.5, "vae_64_seed_0-epoch10": 6.2}.items():
+        made = OLD | {"name": name, "latent_dim": 64, "machine": "an abacus", "commit": "abc"}
+        runs.write_json(Path("runs", name, "args.json"), made)
+        Path("runs", name, "checkpoint.pt").touch()
+        numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
+        runs.write_json(Path("runs", name, "metrics.json"), numbers)
+    args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
+    parts = reproduce.table(args, rulers)
+    assert parts["probe_vae_64_seed_0-epoch5"].needs == ("measure_vae_64_seed_0-epoch5",)
+    copies = [f"measure_vae_64_seed_0-epoch{n}" for n in (5, 10)]
+    assert {name for name in parts if name.startswith("measure_") and "-epoch" in name} == set(copies)
+    done = {name: parts[name] for name in ("vae_64_seed_0", "measure_vae_64_seed_0", *copies)}
+    assert all(reproduce.finished(part, parts, args) for part in done.values())
+    settings = {"quick": False, "epochs": 20, "precision": "fp32"}
+    found = tables.collect(parts, done, Path("runs/reproduce"), settings, {})
+    assert list(found["runs"]) == ["vae_64_seed_0", "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
+    found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0}}})
+    made = tables.tables(found)
+    assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
+    for epochs, bits, far, read in (
+        (5, "6.500", "65.0", "40.00"),
+        (10, "6.200", "62.0", None),
+        (20, "6.000", "60.0", None),
+    ):
+        shown = row(made["training"], f"VAE, 64: {epochs} epochs")
+        assert (shown[3], shown[-2], shown[-1]) == (bits, far, read or "not measured")
+    titles = [line.split(" | ")[0] for line in made["training"].splitlines() if "epochs |" in line]
+    assert titles == [f"| VAE, 64: {n} epochs" for n in (5, 10, 20)]
+
+
 def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, capsys):
     def lacking():
         raise runs.UserError("the weights are not here")
