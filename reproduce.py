@@ -34,9 +34,9 @@ from pathlib import Path
 
 import torch
 
-from common import inception, runs
+from common import inception, pictures, runs
 from common.runs import read_json
-from common.tables import MISSING, MODELS, by_ruler, collect, publish, tables
+from common.tables import MISSING, MODELS, by_ruler, collect, publish, stage_columns, stages, tables
 
 HERE = Path(__file__).resolve().parent
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
@@ -454,6 +454,9 @@ def write_results(parts, args):
     runs.write_json(here / "results.json", results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_bytes(here / "tables.md", text.encode())
+    if "training" in made:
+        models = stages(results["runs"])
+        pictures.plot_stages(models, stage_columns(models), here / "training.png")
     if here == public:
         publish(made, done, public)
     elif not args.quick:

@@ -137,7 +137,7 @@ def tables(results):
         "distances": distances(f"{caption} {origin(pick(found, *MODELS))}", models),
         "classification": classification(caption, found),
     }
-    if any(re.search(r"-epoch\d+$", name) for name in found):
+    if any(len(some) > 1 for some in stages(found).values()):
         made["training"] = training(caption, found)
     for name, variants in {"wgan_gp": [""], "wgan_gp_variants": [key for key in WGAN_GP if key]}.items():
         made[name] = two_modes(found, variants)
@@ -260,20 +260,33 @@ def distances(caption, models):
     return markdown(f"{caption} {'; '.join(counts)}.", head, rows)
 
 
-def training(caption, found):
-    """What training buys: the first seed's numbers after some of its epochs, and after all."""
-    stages = {}
+def stages(found):
+    """{title of a model: [numbers and "epochs"]} of its first seed after some of its epochs, and after all."""
+    models = {}
     for model, spec in MODELS.items():
         own = [name for name in found if re.fullmatch(rf"{model}_seed_0(-epoch\d+)?", name)]
-        for name in sorted(own, key=lambda name: found[name]["epochs"]):
-            stages[f"{spec.title}: {found[name]['epochs']} epochs"] = [name]
-    rows = {title: [numbers(found, name) for name in some] for title, some in stages.items()}
-    rulers = [ruler for ruler in RULERS if measured(rows, ruler)]
-    columns = {title: ELBO[title] for title in ("ELBO, nats", "bits per dimension", "squared error")}
-    for ruler in rulers:
-        columns |= distance_columns(ruler, RULERS[ruler].title, 1)
-    behind = [found[name] for some in stages.values() for name in some]
-    return markdown(f"{caption} {origin(behind)}", *by_model(rows, columns | {"linear accuracy, %": ("mu", 2)}))
+        numbered = {found[name]["epochs"]: name for name in own if found[name].get("epochs")}
+        models[spec.title] = [numbers(found, numbered[n]) | {"epochs": n} for n in sorted(numbered)]
+    return models
+
+
+def stage_columns(models):
+    """What the figure and the table show of `stages`: {title: (key of `numbers`, digits)}."""
+    columns = {title: ELBO[title] for title in ("bits per dimension", "squared error")}
+    for ruler in RULERS:
+        if measured(models, ruler):
+            columns |= distance_columns(ruler, RULERS[ruler].title, 1)
+    return columns | {"linear accuracy, %": ("mu", 2)}
+
+
+def training(caption, found):
+    """What training buys."""
+    models = stages(found)
+    rows = {f"{title}: {each['epochs']} epochs": [each] for title, some in models.items() for each in some}
+    behind = [run for name, run in found.items() if re.search(r"^(probe_)?vae_.*_seed_0(-epoch\d+)?$", name)]
+    return markdown(
+        f"{caption} {origin(behind)}", *by_model(rows, {"ELBO, nats": ELBO["ELBO, nats"]} | stage_columns(models))
+    )
 
 
 def classification(caption, found):

@@ -328,6 +328,9 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
         assert (shown[3], shown[-2], shown[-1]) == (bits, far, read or "not measured")
     titles = [line.split(" | ")[0] for line in made["training"].splitlines() if "epochs |" in line]
     assert titles == [f"| VAE, 64: {n} epochs" for n in (5, 10, 20)]
+    runs.write_json(Path("results/results.json"), found | {"settings": settings})
+    text = reproduce.write_results(parts, args)
+    assert "## training" in text and Path("results/training.png").exists()
 
 
 def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, capsys):
