@@ -3,8 +3,9 @@
     made = tables(json.loads(Path("results/results.json").read_text()))       # {name: Markdown}
     text = refresh(text, made)                                                # of REPORT.md, between its markers
 
-A cell that no run has measured says so. Distances have a ruler, the network in whose features they are; each ruler has
-columns and a floor of its own, and only those in Inception's features, with its official weights, are called FID.
+A cell that no run has measured says so. Distances have a ruler, the network in whose features they are; each
+ruler has columns and a floor of its own, and only those in Inception's features, with its official weights,
+are called FID.
 """
 
 import re

@@ -18,7 +18,7 @@ import torch
 
 import reproduce
 import vae
-from common import runs, tables
+from common import jobs, runs, tables
 from common.loop import Loop
 from common.runs import read_json
 from reproduce import Part
@@ -62,7 +62,7 @@ def fakes(in_tmp, monkeypatch):
     parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
     monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
-    monkeypatch.setattr(reproduce, "WAIT", 0.01)
+    monkeypatch.setattr(jobs, "WAIT", 0.01)
     monkeypatch.setattr(runs, "versions", lambda: {"commit": None})  # asks git each time
     log = in_tmp / "ran.txt"
     return lambda: log.read_text().splitlines() if log.exists() else []
@@ -282,7 +282,7 @@ def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
 
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
-    monkeypatch.setattr(reproduce, "slots", lambda device: ["0", "1", ""])
+    monkeypatch.setattr(jobs, "slots", lambda device: ["0", "1", ""])
     main()
     gpus = {line.split()[1]: line.split()[-1] for line in fakes()}
     assert {gpus["a"], gpus["c"]} == {"0", "1"} and gpus["b"] in ("0", "1")
@@ -290,12 +290,12 @@ def test_gpus_take_a_part_each(fakes, monkeypatch):
 
 
 def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
-    monkeypatch.setattr(reproduce.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert reproduce.slots("auto") == ["0", "1", ""]
+    assert jobs.slots("auto") == ["0", "1", ""]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert reproduce.slots("cuda") == ["5", "7", ""]
-    assert reproduce.slots("cpu") == reproduce.slots("cuda:1") == [""]
+    assert jobs.slots("cuda") == ["5", "7", ""]
+    assert jobs.slots("cpu") == jobs.slots("cuda:1") == [""]
 
 
 def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
@@ -358,7 +358,7 @@ def test_weights_are_looked_for_only_where_a_part_measures(in_tmp, monkeypatch, 
     """For they may be downloaded then."""
     asked = []
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: asked.append(args) or {"fd_features": "features.pt2"})
-    monkeypatch.setattr(reproduce.Queue, "run", lambda queue: {})
+    monkeypatch.setattr(jobs.Queue, "run", lambda queue: {})
     main(*(word for name in only for word in ("--only", name)))
     assert bool(asked) is looks
 
