@@ -293,7 +293,8 @@ def write_results(parts, args):
     public = Path("results")
     shown = read_json(public / "results.json").get("settings", settings)  # what the pages show
     here = public if shown == settings and not args.quick else work(args)
-    done = {name: part for name, part in parts.items() if name not in unfinished(parts, args)}
+    open_parts = unfinished(parts, args)
+    done = {name: part for name, part in parts.items() if name not in open_parts}
     results = collect(parts, done, work(args), settings, read_json(here / "results.json"))
     made = tables(results)
     runs.write_json(here / "results.json", results)
