@@ -4,14 +4,15 @@
     python benchmarks/steps.py vae --steps 20        # one of them
     python benchmarks/steps.py --device cuda         # there also TF32, bf16 and CUDA graphs
 
-Plain is, of vae.py, a DataLoader with two workers, ToTensor per image, Adam as it comes and loss.item() in every step;
-of vae_gan.py, for each player in turn all networks forward, and its loss backward through all that it touches; of
-wgan_gp.py, for each critic step a batch and fakes of its own, three passes, backward() and loss.item(). A step of
-wgan_gp.py is a generator iteration: five critic steps and one of the generator.
+Plain is, of vae.py, a DataLoader with two workers, ToTensor per image, Adam as it comes and loss.item() in
+every step; of vae_gan.py, for each player in turn all networks forward, and its loss backward through all
+that it touches; of wgan_gp.py, for each critic step a batch and fakes of its own, three passes, backward()
+and loss.item(). A step of wgan_gp.py is a generator iteration: five critic steps and one of the generator.
 
-Each row is a process of its own, for memory settings and graphs outlive a measurement; its number is the median of
-several rounds. The last column is how much of the rate of a large matrix product, measured in the same process and
-precision, the step's own products and convolutions reach (counted by the formulas of torch.utils.flop_counter).
+Each row is a process of its own, for memory settings and graphs outlive a measurement; its number is the
+median of several rounds. The last column is how much of the rate of a large matrix product, measured in the
+same process and precision, the step's own products and convolutions reach (counted by the formulas of
+torch.utils.flop_counter).
 """
 
 import copy

@@ -42,6 +42,29 @@ def plot_curves(log, path, titles):
     save_figure(figure, path)
 
 
+def plot_stages(models, columns, path):
+    """What training buys: a panel for each of columns, {title: (key, digits)}, against epochs, a line a model.
+
+    models: {title: [{"epochs": n, key: number}]}, in the order of the epochs; a number may be missing.
+    """
+    wide = math.ceil((len(columns) + 1) / 2)
+    figure, axes = plt.subplots(2, wide, figsize=(3.6 * wide, 6.4), dpi=100, layout="constrained")
+    for ax, (title, (key, _)) in zip(axes.flat, columns.items(), strict=False):
+        for i, (model, some) in enumerate(models.items()):
+            known = [each for each in some if key in each]
+            ax.plot(
+                [each["epochs"] for each in known], [each[key] for each in known], "o-", ms=3, c=f"C{i}", label=model
+            )
+        ax.set_title(title.replace(": ", ":\n"), fontsize=9)
+        ax.locator_params(axis="x", integer=True)
+        ax.set_xlabel("epochs")
+        ax.grid(alpha=0.3)
+    for ax in axes.flat[len(columns) :]:
+        ax.axis("off")
+    axes.flat[-1].legend(*axes.flat[0].get_legend_handles_labels(), loc="center", fontsize=9)
+    save_figure(figure, path)
+
+
 def write_images(images, folder):
     """images (N, 3, H, W) uint8 -> folder/00000.png ...; a folder written earlier is replaced when all are there."""
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")

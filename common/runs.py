@@ -355,7 +355,7 @@ class Run:
         write_json(self / "args.json", {"script": self.script, "command": self.command, **self.args, **versions()})
 
     def go_on(self):
-        """With --resume and more --epochs than before: args.json says so, what was measured before is kept aside."""
+        """With --resume and other --epochs than before: args.json says so, what was measured before is kept aside."""
         made = read_json(self / "args.json")
         before, epochs = made.get("epochs"), self.args.get("epochs")
         if not ranks.is_main() or before == epochs:

@@ -3,8 +3,9 @@
     made = tables(json.loads(Path("results/results.json").read_text()))       # {name: Markdown}
     text = refresh(text, made)                                                # of REPORT.md, between its markers
 
-A cell that no run has measured says so. Distances have a ruler, the network in whose features they are; each ruler has
-columns and a floor of its own, and only those in Inception's features, with its official weights, are called FID.
+A cell that no run has measured says so. Distances have a ruler, the network in whose features they are; each
+ruler has columns and a floor of its own, and only those in Inception's features, with its official weights,
+are called FID.
 """
 
 import re
@@ -93,21 +94,26 @@ def collect(parts, done, notes, settings, old):
     found = old.get("runs", {}) if old.get("settings") == settings else {}
     found = {name: run for name, run in found.items() if name not in parts or run["command"] == parts[name].command}
     for name, part in done.items():
-        if part.rulers:  # its distances stand in its model's metrics.json
-            continue
-        metrics, note = read_json(runs.ROOT / part.folder / "metrics.json"), read_json(notes / f"{name}.json")
-        made = read_json(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or note.get("versions", {})
-        seed = re.search(r"--seed (\d+)", part.command)
-        found[name] = {
-            "command": part.command,
-            "seed": int(seed[1]) if seed else None,
-            "epochs": made.get("epochs") if part.resumes else None,  # of a training
-            "machine": made.get("machine"),
-            "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
-            "seconds": metrics.get("seconds", note.get("seconds")),
-            "metrics": metrics,
-        }
+        copy = re.fullmatch(r"measure_(.*-epoch(\d+))", name)
+        if copy:
+            found[copy[1]] = record(part, notes) | {"epochs": int(copy[2])}
+        elif part.rulers is None:  # else its distances stand in its model's metrics.json
+            found[name] = record(part, notes)
     return {"settings": settings, "runs": {name: found[name] for name in [*parts, *found] if name in found}}
+
+
+def record(part, notes):
+    metrics, note = read_json(runs.ROOT / part.folder / "metrics.json"), read_json(notes / f"{part.name}.json")
+    made = read_json(runs.ROOT / part.folder / "args.json") or metrics.get("versions") or note.get("versions", {})
+    return {
+        "command": part.command,
+        "seed": made.get("seed"),
+        "epochs": made.get("epochs") if part.resumes else None,  # of a training
+        "machine": made.get("machine"),
+        "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
+        "seconds": metrics.get("seconds", note.get("seconds")),
+        "metrics": metrics,
+    }
 
 
 def by_ruler(metrics):
@@ -124,7 +130,7 @@ def by_ruler(metrics):
 def tables(results):
     """results.json's content -> {name: Markdown}."""
     found = results["runs"]
-    models = {model: [numbers(found, name) for name in names(found, model)] for model in MODELS}
+    models = {spec.title: [numbers(found, name) for name in names(found, model)] for model, spec in MODELS.items()}
     caption = budget(results["settings"], sorted({run["seed"] for name in MODELS for run in pick(found, name)}))
     made = {
         "summary": summary(caption, found, models),
@@ -132,6 +138,8 @@ def tables(results):
         "distances": distances(f"{caption} {origin(pick(found, *MODELS))}", models),
         "classification": classification(caption, found),
     }
+    if any(len(some) > 1 for some in stages(found).values()):
+        made["training"] = training(caption, found)
     for name, variants in {"wgan_gp": [""], "wgan_gp_variants": [key for key in WGAN_GP if key]}.items():
         made[name] = two_modes(found, variants)
     return made | {"proofs": proofs(found)}
@@ -203,11 +211,11 @@ def markdown(caption, head, rows):
 
 
 def by_model(models, columns):
-    """columns: {title: (key of `numbers`, digits)} -> head and rows, one a model."""
+    """models: {title: [numbers]}, columns: {title: (key of `numbers`, digits)} -> head and rows, one a model."""
     rows = []
-    for model, some in models.items():
+    for title, some in models.items():
         cells = [cell([run.get(key) for run in some], digits) for key, digits in columns.values()]
-        rows.append([MODELS[model].title, len(some), *cells])
+        rows.append([title, len(some), *cells])
     return ["model", "n", *columns], rows
 
 
@@ -251,6 +259,35 @@ def distances(caption, models):
     head, rows = by_model(models, columns)
     rows.append(["floor: training images", "", *floors(models, rulers, 2)])
     return markdown(f"{caption} {'; '.join(counts)}.", head, rows)
+
+
+def stages(found):
+    """{title of a model: [numbers and "epochs"]} of its first seed after some of its epochs, and after all."""
+    models = {}
+    for model, spec in MODELS.items():
+        own = [name for name in found if re.fullmatch(rf"{model}_seed_0(-epoch\d+)?", name)]
+        numbered = {found[name]["epochs"]: name for name in own if found[name].get("epochs")}
+        models[spec.title] = [numbers(found, numbered[n]) | {"epochs": n} for n in sorted(numbered)]
+    return models
+
+
+def stage_columns(models):
+    """What the figure and the table show of `stages`: {title: (key of `numbers`, digits)}."""
+    columns = {title: ELBO[title] for title in ("bits per dimension", "squared error")}
+    for ruler in RULERS:
+        if measured(models, ruler):
+            columns |= distance_columns(ruler, RULERS[ruler].title, 1)
+    return columns | {"linear accuracy, %": ("mu", 2)}
+
+
+def training(caption, found):
+    """What training buys."""
+    models = stages(found)
+    rows = {f"{title}: {each['epochs']} epochs": [each] for title, some in models.items() for each in some}
+    behind = [run for name, run in found.items() if re.search(r"^(probe_)?vae_.*_seed_0(-epoch\d+)?$", name)]
+    return markdown(
+        f"{caption} {origin(behind)}", *by_model(rows, {"ELBO, nats": ELBO["ELBO, nats"]} | stage_columns(models))
+    )
 
 
 def classification(caption, found):

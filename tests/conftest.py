@@ -23,8 +23,8 @@ def seeded():
 def unlocked():
     """A test is to runs/ what a process is: it leaves no folder locked."""
     yield
-    for file in runs.LOCKS.values():
-        file.close()
+    for descriptor in runs.LOCKS.values():
+        os.close(descriptor)
     runs.LOCKS.clear()
 
 

@@ -18,7 +18,7 @@ import torch
 
 import reproduce
 import vae
-from common import runs, tables
+from common import jobs, runs, tables
 from common.loop import Loop
 from common.runs import read_json
 from reproduce import Part
@@ -62,7 +62,7 @@ def fakes(in_tmp, monkeypatch):
     parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
     monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
-    monkeypatch.setattr(reproduce, "WAIT", 0.01)
+    monkeypatch.setattr(jobs, "WAIT", 0.01)
     monkeypatch.setattr(runs, "versions", lambda: {"commit": None})  # asks git each time
     log = in_tmp / "ran.txt"
     return lambda: log.read_text().splitlines() if log.exists() else []
@@ -282,7 +282,7 @@ def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
 
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
-    monkeypatch.setattr(reproduce, "slots", lambda device: ["0", "1", ""])
+    monkeypatch.setattr(jobs, "slots", lambda device: ["0", "1", ""])
     main()
     gpus = {line.split()[1]: line.split()[-1] for line in fakes()}
     assert {gpus["a"], gpus["c"]} == {"0", "1"} and gpus["b"] in ("0", "1")
@@ -290,12 +290,47 @@ def test_gpus_take_a_part_each(fakes, monkeypatch):
 
 
 def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
-    monkeypatch.setattr(reproduce.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert reproduce.slots("auto") == ["0", "1", ""]
+    assert jobs.slots("auto") == ["0", "1", ""]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
-    assert reproduce.slots("cuda") == ["5", "7", ""]
-    assert reproduce.slots("cpu") == reproduce.slots("cuda:1") == [""]
+    assert jobs.slots("cuda") == ["5", "7", ""]
+    assert jobs.slots("cpu") == jobs.slots("cuda:1") == [""]
+
+
+def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
+    rulers = {"fd_features": "runs/classifier/features.pt2"}
+    for name, bits in {"vae_64_seed_0": 6.0, "vae_64_seed_0-epoch5": 6.5, "vae_64_seed_0-epoch10": 6.2}.items():
+        made = OLD | {"name": name, "latent_dim": 64, "machine": "an abacus", "commit": "abc"}
+        runs.write_json(Path("runs", name, "args.json"), made)
+        Path("runs", name, "checkpoint.pt").touch()
+        numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
+        runs.write_json(Path("runs", name, "metrics.json"), numbers)
+    args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
+    parts = reproduce.table(args, rulers)
+    assert parts["probe_vae_64_seed_0-epoch5"].needs == ("measure_vae_64_seed_0-epoch5",)
+    copies = [f"measure_vae_64_seed_0-epoch{n}" for n in (5, 10)]
+    assert {name for name in parts if name.startswith("measure_") and "-epoch" in name} == set(copies)
+    done = {name: parts[name] for name in ("vae_64_seed_0", "measure_vae_64_seed_0", *copies)}
+    assert all(reproduce.finished(part, parts, args) for part in done.values())
+    settings = {"quick": False, "epochs": 20, "precision": "fp32"}
+    found = tables.collect(parts, done, Path("runs/reproduce"), settings, {})
+    assert list(found["runs"]) == ["vae_64_seed_0", "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
+    found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0}}})
+    made = tables.tables(found)
+    assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
+    for epochs, bits, far, read in (
+        (5, "6.500", "65.0", "40.00"),
+        (10, "6.200", "62.0", None),
+        (20, "6.000", "60.0", None),
+    ):
+        shown = row(made["training"], f"VAE, 64: {epochs} epochs")
+        assert (shown[3], shown[-2], shown[-1]) == (bits, far, read or "not measured")
+    titles = [line.split(" | ")[0] for line in made["training"].splitlines() if "epochs |" in line]
+    assert titles == [f"| VAE, 64: {n} epochs" for n in (5, 10, 20)]
+    runs.write_json(Path("results/results.json"), found | {"settings": settings})
+    text = reproduce.write_results(parts, args)
+    assert "## training" in text and Path("results/training.png").exists()
 
 
 def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, capsys):
@@ -323,7 +358,7 @@ def test_weights_are_looked_for_only_where_a_part_measures(in_tmp, monkeypatch, 
     """For they may be downloaded then."""
     asked = []
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: asked.append(args) or {"fd_features": "features.pt2"})
-    monkeypatch.setattr(reproduce.Queue, "run", lambda queue: {})
+    monkeypatch.setattr(jobs.Queue, "run", lambda queue: {})
     main(*(word for name in only for word in ("--only", name)))
     assert bool(asked) is looks
 

@@ -41,12 +41,12 @@ def test_which_rows_a_script_has_where():
 @pytest.mark.parametrize(
     "script, row", [("vae_gan", "plain"), ("vae", "fp32"), ("wgan_gp", "plain"), ("wgan_gp", "fp32")]
 )
-def test_a_row_is_measured(script, row, monkeypatch, capsys):
+def test_a_row_is_measured(script, row, device, monkeypatch, capsys):
     monkeypatch.setattr(steps, "UNTIMED", 1)
     monkeypatch.setattr(steps, "IMAGES", 8)
     monkeypatch.setattr(steps, "product_rate", lambda device, precision: 1e12)
     threads = torch.get_num_threads()
-    steps.main([script, "--row", row, "--device", "cpu", "--batch-size", "4", "--steps", "1", "--rounds", "1"])
+    steps.main([script, "--row", row, "--device", device, "--batch-size", "4", "--steps", "1", "--rounds", "1"])
     torch.set_num_threads(threads)
     found = json.loads(capsys.readouterr().out)
     assert found["speed"] > 0 and found["share"] > 0
