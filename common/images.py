@@ -35,7 +35,7 @@ from common.streams import first_line
 
 PYTORCH_FID_SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SUFFIXES = PYTORCH_FID_SUFFIXES | {".avif", ".gif", ".jfif"}
-BYTES = 256 * 2**20  # of decoded pixels that wait at a time
+BYTES = 128 * 2**20  # of decoded pixels that wait at a time, and at most half of it in a batch
 WAITING = 64  # images that wait at a time: each may hold its file open
 ORIENTATION = 0x0112  # of EXIF
 TURNS = {
@@ -163,7 +163,7 @@ def batches(files, batch_size, done):
         done.update(picture.done)
         sizes.setdefault(picture.pixels.shape, []).append(torch.from_numpy(picture.pixels))
         n, held = n + 1, held + picture.pixels.size
-        if n == batch_size or held > BYTES:
+        if n == batch_size or 2 * held > BYTES:
             yield [torch.stack(group) for group in sizes.values()]
             sizes, n, held = {}, 0, 0
     if sizes:
@@ -207,7 +207,7 @@ def attempt(file, action):
 def as_pytorch_fid(image):
     """-> pixels as pytorch-fid has them, and in words what a person may not expect of them."""
     done = [] if image.mode == "RGB" else [f"of mode {image.mode}"]
-    pixels = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
     if orientation(image) in TURNS:
         done.append("with an EXIF orientation")
     return pixels, tuple(done)

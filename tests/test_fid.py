@@ -620,7 +620,7 @@ def test_large_images_are_measured_a_few_at_a_time(tiny, tmp_path, monkeypatch):
     files = fid.find_side(str(write(tmp_path / "images", IMAGES[:40]))).files
     extractor = fid.load_extractor(features=tiny)
     want = fid.statistics(IMAGES[:40], extractor)
-    monkeypatch.setattr(images, "BYTES", 5 * 3 * 32 * 32)
+    monkeypatch.setattr(images, "BYTES", 10 * 3 * 32 * 32)
     monkeypatch.setattr(inception, "PIXELS_AT_ONCE", 2 * 3 * 32 * 32)
     sizes = []
     monkeypatch.setattr(extractor, "run", lambda part, run=extractor.run: sizes.append(len(part)) or run(part))
