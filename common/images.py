@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.runs import UserError
+from common.runs import UserError, is_out_of_memory
 from common.streams import first_line
 
 PYTORCH_FID_SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
@@ -197,8 +197,9 @@ def attempt(file, action):
         return action(file), None
     except UserError as error:
         return None, str(error)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) == errno.ENOMEM or "out of memory" in str(error):
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+        out_of_memory = getattr(error, "errno", None) == errno.ENOMEM or "out of memory" in str(error).lower()
+        if out_of_memory or is_out_of_memory(error):
             raise MemoryError from error
         reason = getattr(error, "strerror", None) or first_line(error)
         return None, f"cannot read the image {file} ({reason}): repair or remove it"
