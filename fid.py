@@ -317,7 +317,8 @@ def in_a_line(result, key):
     sides = [f"{text} ({n or 'unknown'} images)" for text, n in zip(result["sides"], result["n"], strict=True)]
     line = f"{result['name']}: {max(result[key], 0.0):.4f}"
     if "kid" in result:
-        line += f", KID {result['kid']:.6f} +- {result['kid_stderr']:.6f}"
+        kid = round(result["kid"], 6) + 0.0  # a tiny negative one must not be -0.000000
+        line += f", KID {kid:.6f} +- {result['kid_stderr']:.6f}"
     return f"{line}; {' against '.join(sides)}"
 
 

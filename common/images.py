@@ -30,12 +30,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from common.runs import UserError
+from common.runs import UserError, is_out_of_memory
 from common.streams import first_line
 
 PYTORCH_FID_SUFFIXES = {".bmp", ".jpg", ".jpeg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 SUFFIXES = PYTORCH_FID_SUFFIXES | {".avif", ".gif", ".jfif"}
-BYTES = 256 * 2**20  # of decoded pixels that wait at a time
+BYTES = 128 * 2**20  # of decoded pixels that wait at a time, and at most half of it in a batch
 WAITING = 64  # images that wait at a time: each may hold its file open
 ORIENTATION = 0x0112  # of EXIF
 TURNS = {
@@ -163,7 +163,7 @@ def batches(files, batch_size, done):
         done.update(picture.done)
         sizes.setdefault(picture.pixels.shape, []).append(torch.from_numpy(picture.pixels))
         n, held = n + 1, held + picture.pixels.size
-        if n == batch_size or held > BYTES:
+        if n == batch_size or 2 * held > BYTES:
             yield [torch.stack(group) for group in sizes.values()]
             sizes, n, held = {}, 0, 0
     if sizes:
@@ -197,8 +197,9 @@ def attempt(file, action):
         return action(file), None
     except UserError as error:
         return None, str(error)
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None) == errno.ENOMEM or "out of memory" in str(error):
+    except (OSError, ValueError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+        out_of_memory = getattr(error, "errno", None) == errno.ENOMEM or "out of memory" in str(error).lower()
+        if out_of_memory or is_out_of_memory(error):
             raise MemoryError from error
         reason = getattr(error, "strerror", None) or first_line(error)
         return None, f"cannot read the image {file} ({reason}): repair or remove it"
@@ -207,7 +208,7 @@ def attempt(file, action):
 def as_pytorch_fid(image):
     """-> pixels as pytorch-fid has them, and in words what a person may not expect of them."""
     done = [] if image.mode == "RGB" else [f"of mode {image.mode}"]
-    pixels = np.array(image.convert("RGB")).transpose(2, 0, 1)
+    pixels = np.array(image if image.mode == "RGB" else image.convert("RGB")).transpose(2, 0, 1)
     if orientation(image) in TURNS:
         done.append("with an EXIF orientation")
     return pixels, tuple(done)

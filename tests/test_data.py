@@ -351,6 +351,25 @@ def test_unreadable_files_are_named(image_folder):
     assert all(name in str(error.value) for name in names)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "webp", "tif", "bmp", "ppm", "avif"])
+def test_a_damaged_file_is_an_image_or_a_sentence(tmp_path, suffix):
+    """60 damaged files of each format, cut short or with other bytes: whatever Pillow raises, one sentence comes."""
+    random = np.random.default_rng(0)
+    image = Image.fromarray(random.integers(0, 256, (24, 20, 3), dtype=np.uint8))
+    image.save(tmp_path / f"whole.{suffix}", **({} if suffix in ("gif", "bmp", "ppm") else {"exif": turned(image, 6)}))
+    whole = (tmp_path / f"whole.{suffix}").read_bytes()
+    for i in range(60):
+        damaged = bytearray(whole[: random.integers(len(whole))] if i % 2 else whole)
+        for _ in range(random.integers(0 if i % 2 else 1, 9)):
+            if damaged:
+                damaged[random.integers(min(len(damaged), 400))] = random.integers(256)
+        (tmp_path / f"damaged.{suffix}").write_bytes(damaged)
+        for convert in (images.for_learner, images.as_pytorch_fid):
+            with images.quiet_pillow():
+                picture = images.read(tmp_path / f"damaged.{suffix}", convert)
+            assert picture.pixels is not None or f"damaged.{suffix}" in picture.problem
+
+
 def test_missing_or_empty_folders(tmp_path):
     with pytest.raises(UserError, match="neither cifar10, shapes nor a folder"):
         data.load(str(tmp_path / "nowhere"), "unused", "train")
