@@ -344,8 +344,8 @@ def likelihoods(affine, some):
     def alone(row):
         if row["decoder_alone"]["exact"]:
             return "0 exactly"
-        gap, least = (row["decoder_alone"][key] for key in ("gap", "least"))
-        return f"{least:.3g} to {gap:.3g}" if least > 0 else f"at most {gap:.2g}"
+        gap, least, error = (row["decoder_alone"][key] for key in ("gap", "least", "error"))
+        return f"{least:.3g} to {gap:.3g}" if least > 0 else f"at most {max(gap, 0) + error:.2g}"
 
     ridge = [at["likelihood_gap"] for at in affine["ridge"]]
     ends = [f"{end:.4g}" if end > 1e-9 else "0" for end in (min(ridge), max(ridge))]
