@@ -180,10 +180,13 @@ def normal(x):
     return -(x**2) / 2 - math.log(2 * math.pi) / 2
 
 
+WIDTH = 0.35  # the standard deviation of each part of the mixture
+
+
 def mixture(x):
     """0.5 N(-1, 0.35^2) + 0.5 N(1, 0.35^2)"""
-    part = [-(((x - m) / 0.35) ** 2) / 2 for m in (-1, 1)]
-    return np.logaddexp(*part) - math.log(2 * 0.35) - math.log(2 * math.pi) / 2
+    part = [-(((x - m) / WIDTH) ** 2) / 2 for m in (-1, 1)]
+    return np.logaddexp(*part) - math.log(2 * WIDTH) - math.log(2 * math.pi) / 2
 
 
 def laplace(x):

@@ -1,23 +1,18 @@
-"""The exact ELBO in one dimension, and the best one: float64 quadrature, no sampling.
+"""The best ELBO that a Gaussian encoder and decoder were found to reach in one dimension. Nothing is drawn at random.
 
     best = best_elbo(log_p_data, log_prior, family="free", floor=0.1)      # any two log-densities, as callables
     best.elbo, best.entropy, best.gap, best.error                          # nats
+    best.likelihood_gap                                                    # KL(p_d || p_theta) of the same maps
 
-Symbols. Data x ~ p_d and prior z ~ p have densities. Encoder q(z|x) = N(m(x), v(x)), decoder p(x|z) = N(mu(z), s(z));
-v and s are variances. P = p_d(x) q(z|x), Q = p(z) p(x|z). Then (README.md, section 1)
+Symbols and quadrature: plane.py.
 
-    L = E_P[log p(z) + log p(x|z) - log q(z|x)] = -H(p_d) - KL(P || Q),    gap = KL(P || Q) = -H(p_d) - L >= 0.
+Families. "free": m, v arbitrary (cubic splines, here), mu, s arbitrary with s >= floor^2; for a given encoder the best
+decoder is exact, mu = E_P[x|z] and s = max(Var_P[x|z], floor^2), and so is profiled out. "affine": m = c x + d,
+mu = a z + b, with v, s constant (s >= floor^2). Every gap that is returned is one that the returned maps attain, to
+within `error`: an upper bound of the family's infimum.
 
-`evaluate` computes L from the left expression and KL(P || Q) from its own definition, and refuses when the two differ.
-
-Families. "free": m, v arbitrary (cubic splines in asinh of the standardised x, here), mu, s arbitrary with
-s >= floor^2; for a given encoder the best decoder is exact, mu = E_P[x|z] and s = max(Var_P[x|z], floor^2), and so is
-profiled out. "affine": m = c x + d, mu = a z + b, with v, s constant (s >= floor^2). Every gap that is returned is one
-that the returned maps attain, to within `error`: an upper bound of the family's infimum.
-
-The quadrature: panels in x and in z, broken where the densities have kinks, and split until the encoder's spread
-covers each; 8-point Gauss on every panel. `error` is the largest difference among that rule, the same with every panel
-halved, and Fejer's rule on the panels; plus what the data's left-away tails can hold, plus the identity's residual.
+The splines' knots are few at first, from several starts, and then doubled, from the best start on, until the gap moves
+by less than SETTLED at a doubling, or they are as many as allowed. `Best.moved` says how far it moved at the last one.
 """
 
 import math
@@ -29,10 +24,20 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize
 
 from common.runs import UserError
-from prior_proofs.densities import Density, fejer, gauss
+from prior_proofs.densities import Density
+from prior_proofs.plane import (
+    Grid,
+    best_conditional,
+    elbo,
+    evaluate,
+    free_decoder,
+    moments_of,
+    posterior,
+    vanishing_prior,
+)
 
-IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL; the scripts print the largest seen, 2e-9
-LOG_2PI = math.log(2 * math.pi)
+FIRST_KNOTS = 41  # at most, before the first doubling
+SETTLED = 0.01  # of the gap: a doubling of the knots that moves it less is the last
 
 
 @dataclass
@@ -42,173 +47,50 @@ class Best:
     elbo: float
     entropy: float  # H(p_d)
     gap: float  # KL(P || Q) = -entropy - elbo
-    error: float  # of elbo and gap, see the module's text
+    error: float  # of elbo and gap, see plane.py
     identity: float  # |L + H + KL|, the largest of all evaluations
-    starts: dict  # name of the start -> the gap that it led to
+    likelihood_gap: float  # KL(p_d || p_theta) of these maps
+    likelihood_error: float
+    starts: dict  # name of the start -> the gap that it led to, with FIRST_KNOTS knots
     encoder_mean: object
     encoder_variance: object
     decoder_mean: object
     decoder_variance: object
     parameters: dict = field(default_factory=dict)  # a, b, s, c, d, v of the affine family
-
-
-# --- quadrature over the plane ------------------------------------------------------------------------------------
-
-
-def split(edges, too_wide):
-    """Halve panels as long as too_wide(a, b) says so, at most 30 times. edges: (n+1,) -> (m+1,)"""
-    for _ in range(30):
-        wide = too_wide(edges[:-1], edges[1:])
-        if not wide.any():
-            break
-        edges = np.sort(np.concatenate([edges, (edges[:-1] + edges[1:])[wide] / 2]))
-    return edges
-
-
-def between(breaks, low, high):
-    return np.unique(np.concatenate([[low], breaks[(breaks > low) & (breaks < high)], [high]]))
-
-
-class Grid:
-    """Nodes and weights in x (with p_d) and z that resolve an encoder: spread at least a quarter of a panel."""
-
-    def __init__(self, data, prior, mean, variance, floor=math.inf, rule=gauss, halve=False, width=4.0):
-        sd = math.sqrt(data.variance)
-
-        def rough(a, b):
-            spread = np.sqrt(np.minimum(variance(a), variance(b)))
-            jump = np.abs(mean(b) - mean(a)) > width * spread
-            matters = np.exp(data((a + b) / 2)) * (b - a) > 1e-12
-            wide = b - a > width * min(floor, 0.15) * np.sqrt(1 + np.abs(a - data.mean) / sd)
-            return matters & (wide | jump | (np.abs(np.log(variance(b) / variance(a))) > 1.5))
-
-        x_edges = split(between(data.breaks, data.low, data.high), rough)
-        middle = (x_edges[1:] + x_edges[:-1]) / 2
-        middle = middle[np.isfinite(data(middle))]  # a hole in the support needs no codes
-        m, spread = mean(middle), np.sqrt(variance(middle))
-        reach = 9 * spread
-
-        def coarse(a, b):
-            touched = (a[:, None] < m + reach) & (b[:, None] > m - reach)
-            return b - a > width * np.where(touched, spread, np.inf).min(1)
-
-        ends = np.min(m - reach), np.max(m + reach)
-        z_edges = split(between(prior.breaks, *ends), coarse)
-        if halve:
-            x_edges, z_edges = (np.sort(np.append(e, (e[1:] + e[:-1]) / 2)) for e in (x_edges, z_edges))
-        self.x, weight = rule(x_edges)
-        self.z, self.dz = rule(z_edges)
-        self.log_data = np.maximum(data(self.x), -1e4)  # a hole in the support has weight 0, not 0 times -infinity
-        self.log_prior = prior(self.z)
-        if not np.isfinite(self.log_prior).all():
-            raise vanishing_prior(self.z[~np.isfinite(self.log_prior)])
-        self.weight = np.exp(self.log_data) * weight
-        self.powers = self.weight * np.stack([np.ones_like(self.x), self.x, self.x**2])
-
-
-def vanishing_prior(z):
-    return UserError(
-        f"the prior vanishes where every Gaussian encoder has mass (at z = {z[np.argmin(np.abs(z))]:.4g}), so the ELBO "
-        "is -infinity: give a prior that is positive everywhere, written as a log-density so that it does not underflow"
-    )
-
-
-def posterior(grid, m, v):
-    """N(z; m(x), v(x)) in blocks that leave out what is farther than 9 deviations: yields rows, columns, (x, z)."""
-    reach = 9 * np.sqrt(v)
-    for start in range(0, len(m), 64):
-        rows = slice(start, start + 64)
-        low, high = (m - reach)[rows].min(), (m + reach)[rows].max()
-        columns = slice(*np.searchsorted(grid.z, (low, high)))
-        scaled = (grid.z[columns] - m[rows, None]) ** 2 / (2 * v[rows, None])
-        yield rows, columns, np.exp(-scaled - (np.log(v)[rows, None] + LOG_2PI) / 2)
-
-
-def moments_of(grid, blocks):
-    """The integrals of x^k P(x, z) over x, k = 0, 1, 2. -> (3, z)"""
-    moments = np.zeros((3, len(grid.z)))
-    for rows, columns, density in blocks:
-        moments[:, columns] += grid.powers[:, rows] @ density
-    return moments
-
-
-def free_decoder(floor):
-    """The best decoder: mu = E[x|z], s = max(Var[x|z], floor^2), from the moments q(z) E[x^k|z], k = 0, 1, 2."""
-    return lambda z, moments: best_conditional(moments, floor)
-
-
-def best_conditional(moments, floor):
-    """moments: (3, z) -> mu, s: (z,), (z,)"""
-    q = np.maximum(moments[0], 1e-300)
-    mu = moments[1] / q
-    return mu, np.maximum(np.maximum(moments[2] / q - mu**2, 1e-30), floor**2)
-
-
-def elbo(grid, m, v, decoder):
-    """L in nats with its gradients in m and log v (the decoder held: it is optimal, so its own terms vanish).
-
-    decoder: a function of z and of the moments -> mu, s.
-    m, v: (x,) -> float, (x,), (x,)
-    """
-    blocks = list(posterior(grid, m, v))
-    moments = moments_of(grid, blocks)
-    mu, s = decoder(grid.z, moments)
-    # log p(z) + log p(x|z) = c0 + c1 x + c2 x^2
-    c = np.stack([grid.log_prior - (np.log(s) + LOG_2PI) / 2 - mu**2 / (2 * s), mu / s, -1 / (2 * s)])
-    value = grid.dz @ (c * moments).sum(0) + grid.weight @ ((np.log(v) + LOG_2PI + 1) / 2)
-    z = np.stack([np.ones_like(grid.z), grid.z, grid.z**2])
-    table = (np.concatenate([z * c[0], z * c[1], z * c[2]]) * grid.dz).T
-    sums = np.concatenate([density @ table[columns] for _, columns, density in blocks]).T.reshape(3, 3, -1)
-    one, first, second = sums[0] + sums[1] * grid.x + sums[2] * grid.x**2
-    grad_m = grid.weight * (first - m * one) / v
-    grad_log_v = grid.weight * ((second - 2 * m * first + m**2 * one) / v - one + 1) / 2
-    return value, grad_m, grad_log_v
-
-
-def divergence(grid, m, v, decoder):
-    """KL(P || Q) in nats from its definition, the integral of P log(P / Q) over the plane; nothing is simplified."""
-    blocks = list(posterior(grid, m, v))
-    mu, s = decoder(grid.z, moments_of(grid, blocks))
-    total = 0.0
-    for rows, columns, density in blocks:
-        log_p = grid.log_data[rows, None] + np.log(np.maximum(density, 1e-300))
-        square = (grid.x[rows, None] - mu[columns]) ** 2 / (2 * s[columns])
-        log_q = grid.log_prior[columns] - (np.log(s[columns]) + LOG_2PI) / 2 - square
-        total += grid.weight[rows] @ ((density * (log_p - log_q)) @ grid.dz[columns])
-    return total
-
-
-def evaluate(data, prior, mean, variance, decoder, floor=math.inf):
-    """The ELBO of an encoder and its decoder on three quadratures -> elbo, error, the identity's residual (nats).
-
-    floor only limits the panels' width. Raises UserError when L and -H - KL differ.
-    """
-    values, residuals = [], []
-    for rule, halve in ((gauss, True), (gauss, False), (fejer, False)):
-        grid = Grid(data, prior, mean, variance, floor, rule, halve)
-        m, v = mean(grid.x), variance(grid.x)
-        values.append(elbo(grid, m, v, decoder)[0])
-        residuals.append(abs(values[-1] + data.entropy + divergence(grid, m, v, decoder)))
-    identity = max(residuals)
-    if not identity < IDENTITY_TOLERANCE:
-        raise UserError(
-            f"the quadrature does not resolve these densities: L and -H - KL differ by {identity:.1e} nats; "
-            "smooth them, rescale them to standard deviations near 1, or raise the floor"
-        )
-    tail = data.tail * (1 + abs(data(np.array([data.high]))[0])) if data.tail > 1e-15 else 0.0
-    return values[0], max(np.ptp(values), identity) + tail, identity
+    knots: int = 0  # of the free family's splines, at the end
+    moved: float | None = None  # how far the last doubling of the knots moved the gap, as a part of it
 
 
 # --- encoders -----------------------------------------------------------------------------------------------------
 
 
 class Spline:
-    """m and log v as natural cubic splines in asinh((x - mean) / sd) of the data."""
+    """m and log v as natural cubic splines in asinh((x - mean) / sd) of the data. knots: in this coordinate, rising"""
 
     def __init__(self, data, knots):
         self.centre, self.scale = data.mean, math.sqrt(data.variance)
-        self.knots = np.linspace(*self.coordinate(np.array([data.low, data.high])), knots)
+        self.knots = knots
         self.x = self.centre + self.scale * np.sinh(self.knots)  # where the knots are
+
+    @classmethod
+    def even(cls, data, knots):
+        """Knots at equal distances in the coordinate."""
+        ends = np.arcsinh((np.array([data.low, data.high]) - data.mean) / math.sqrt(data.variance))
+        return cls(data, np.linspace(*ends, knots))
+
+    @classmethod
+    def along(cls, data, encoder, knots):
+        """Knots that divide equally what x, m and log v of an encoder cover: dense where the encoder is steep."""
+        fine = cls.even(data, 4001)
+        covered = np.zeros(4001)
+        for curve in (fine.knots, encoder[0](fine.x), np.log(encoder[1](fine.x))):
+            steps = np.abs(np.diff(curve))
+            covered[1:] += np.cumsum(steps) / max(steps.sum(), 1e-12)
+        return cls(data, np.interp(np.linspace(0, covered[-1], knots), covered, fine.knots))
+
+    def doubled(self, data):
+        """The same with a knot more in every interval; every spline with the old knots is one with the new."""
+        return Spline(data, np.sort(np.append(self.knots, (self.knots[1:] + self.knots[:-1]) / 2)))
 
     def coordinate(self, x):
         return np.arcsinh((x - self.centre) / self.scale)
@@ -223,7 +105,7 @@ class Spline:
 
 
 def transport_encoder(data, prior, floor, pure=False):
-    """Dai & Wipf's construction (README.md, section 4): m = T^-1(x), T the monotone map from prior to data.
+    """Dai & Wipf's construction (README.md, section 5): m = T^-1(x), T the monotone map from prior to data.
 
     pure: v = floor^2 / T'^2, as in the theorem. Otherwise the spread follows T' where it is large, which lowers the
     gap, and stays below the prior's where T' vanishes. -> m, v as functions of arrays
@@ -289,42 +171,82 @@ def descend(data, prior, floor, spline, start):
     return best
 
 
-def best_free(data, prior, floor, knots, more_starts):
-    """-> Best. Several starts; the smallest gap + error is kept, so that no quadrature error can win."""
-    spline, centre, sd = Spline(data, knots), data.mean, math.sqrt(data.variance)
-    tau = math.sqrt(prior.variance)
-    starts = {
-        "transport": transport_encoder(data, prior, floor),
-        **more_starts,
-    }
+def best_free(data, prior, floor, most_knots, more_starts):
+    """-> Best. Several starts with few knots; then the best of them with ever more (see the module's text).
+
+    The smallest gap + error is kept, so that no quadrature error can win.
+    """
+    centre, sd, tau = data.mean, math.sqrt(data.variance), math.sqrt(prior.variance)
+    knots = most_knots
+    while knots > FIRST_KNOTS:
+        knots = (knots + 1) // 2
+    even, transport = Spline.even(data, knots), transport_encoder(data, prior, floor)
+    starts = {"transport": (even, transport), "along": (Spline.along(data, transport, knots), transport)}
+    starts |= {name: (even, start) for name, start in more_starts.items()}
     if floor >= 0.1 * sd:  # below, it leads nowhere better and costs most
-        starts["gentle"] = (
+        gentle = (
             lambda x: prior.mean + 0.8 * tau * np.arcsinh((x - centre) / sd),
             lambda x: np.full(np.shape(x), 0.36 * prior.variance),
         )
+        starts["gentle"] = even, gentle
     tried, failed = {}, None
-    for name, start in starts.items():
+    for name, (spline, start) in starts.items():
         try:
             encoder = descend(data, prior, floor, spline, start)
-            tried[name] = (*evaluate(data, prior, *encoder, free_decoder(floor), floor), encoder)
+            measured = evaluate(data, prior, *encoder, free_decoder(floor), floor)
+            tried[name] = Attempt(measured, encoder, spline)
         except UserError as error:
             failed = error
     if not tried:
         raise failed
-    value, error, identity, encoder = max(tried.values(), key=lambda found: found[0] - found[1])
+    best = max(tried.values(), key=Attempt.surely)
+    spread = {name: -data.entropy - attempt.measured.elbo for name, attempt in tried.items()}
+    best, moved = refine(data, prior, floor, best, most_knots)
+    measured, encoder = best.measured, best.encoder
     grid = Grid(data, prior, *encoder, floor, halve=True)
-    m, v = encoder[0](grid.x), encoder[1](grid.x)
-    mu, s = best_conditional(moments_of(grid, posterior(grid, m, v)), floor)
-    spread = {name: -data.entropy - found[0] for name, found in tried.items()}
+    mu, s = best_conditional(moments_of(grid, posterior(grid, encoder[0](grid.x), encoder[1](grid.x))), floor)
     decoder = (lambda z: np.interp(z, grid.z, mu)), (lambda z: np.interp(z, grid.z, s))
-    return Best(value, data.entropy, -data.entropy - value, error, identity, spread, *encoder, *decoder)
+    return summary(data, measured, spread, encoder, decoder, knots=len(best.spline.knots), moved=moved)
+
+
+@dataclass
+class Attempt:
+    measured: object  # plane.Measured
+    encoder: tuple  # m, v as functions
+    spline: object = None
+    point: tuple = ()  # of the affine family
+
+    def surely(self):
+        return self.measured.elbo - self.measured.error
+
+
+def refine(data, prior, floor, best, most_knots):
+    """Double the knots of an Attempt until its gap has settled. -> Attempt, how far it moved at the last doubling"""
+    moved = None
+    while 2 * len(best.spline.knots) - 1 <= most_knots:
+        spline = best.spline.doubled(data)
+        encoder = descend(data, prior, floor, spline, best.encoder)
+        finer = Attempt(evaluate(data, prior, *encoder, free_decoder(floor), floor), encoder, spline)
+        gain, gap = finer.measured.elbo - best.measured.elbo, -data.entropy - finer.measured.elbo
+        moved = abs(gain) / max(abs(gap), 1e-300)
+        best = finer
+        if abs(gain) < max(SETTLED * gap, finer.measured.error):
+            break
+    return best, moved
+
+
+def summary(data, measured, spread, encoder, decoder, **more):
+    """-> Best"""
+    gap = -data.entropy - measured.elbo
+    return Best(measured.elbo, data.entropy, gap, measured.error, measured.identity, measured.likelihood_gap,
+                measured.likelihood_error, spread, *encoder, *decoder, **more)  # fmt: skip
 
 
 def affine_maps(data, d, tau, rho, floor):
     """The affine maps whose latent has mean d, deviation tau and correlation rho with x -> encoder, decoder, dict
 
     The decoder is the regression of x on z, which is the best affine one. At a fixed d and tau, rho runs along the
-    ridge c^2 Var x + v = tau^2 (README.md, section 5).
+    ridge c^2 Var x + v = tau^2 (README.md, section 6).
     """
     sd = math.sqrt(data.variance)
     c, v = rho * tau / sd, tau**2 * (1 - rho**2)
@@ -337,11 +259,12 @@ def affine_maps(data, d, tau, rho, floor):
 
 
 def affine_elbo(data, prior, d, tau, rho, floor):
-    """-> elbo, error, identity, see `evaluate`."""
+    """-> plane.Measured"""
     encoder, (mu, s), parameters = affine_maps(data, d, tau, rho, floor)
-    value, error, identity = evaluate(data, prior, *encoder, lambda z, moments: (mu(z), s(z)))
+    measured = evaluate(data, prior, *encoder, lambda z, moments: (mu(z), s(z)))
     reach = max(data.high - data.mean, data.mean - data.low)
-    return value, error + data.tail * reach**2 / parameters["s"], identity  # an affine decoder misses the tails by |x|
+    measured.error += data.tail * reach**2 / parameters["s"]  # an affine decoder misses the tails by |x|
+    return measured
 
 
 def best_affine(data, prior, floor):
@@ -354,25 +277,24 @@ def best_affine(data, prior, floor):
 
     tau, tried = math.sqrt(prior.variance), {}
     for side in (-1, 0, 1):
-        for rho in (0.0, 0.5):
-            start = [prior.mean + side * tau, math.log(tau) - abs(side) / 2, math.atanh(rho)]
-            options = {"xatol": 1e-6, "fatol": 1e-13, "maxiter": 600}
-            y = minimize(loss, start, method="Nelder-Mead", options=options).x
-            point = float(y[0]), math.exp(y[1]), 0.95 * math.tanh(y[2])
-            tried[f"mean {side:+d} sd, rho {rho}"] = (*affine_elbo(data, prior, *point, floor), point)
-    value, error, identity, point = max(tried.values(), key=lambda found: found[0] - found[1])
-    encoder, decoder, parameters = affine_maps(data, *point, floor)
-    parameters |= dict(zip(("eta", "tau", "rho"), point, strict=True))
-    spread = {name: -data.entropy - found[0] for name, found in tried.items()}
-    return Best(value, data.entropy, -data.entropy - value, error, identity, spread, *encoder, *decoder, parameters)
+        start = [prior.mean + side * tau, math.log(tau) - abs(side) / 2, math.atanh(0.5)]
+        options = {"xatol": 1e-6, "fatol": 1e-13, "maxiter": 600}
+        y = minimize(loss, start, method="Nelder-Mead", options=options).x
+        point = float(y[0]), math.exp(y[1]), 0.95 * math.tanh(y[2])
+        tried[f"mean {side:+d} sd"] = Attempt(affine_elbo(data, prior, *point, floor), (), None, point)
+    best = max(tried.values(), key=Attempt.surely)
+    encoder, decoder, parameters = affine_maps(data, *best.point, floor)
+    parameters |= dict(zip(("eta", "tau", "rho"), best.point, strict=True))
+    spread = {name: -data.entropy - attempt.measured.elbo for name, attempt in tried.items()}
+    return summary(data, best.measured, spread, encoder, decoder, parameters=parameters)
 
 
-def best_elbo(log_p_data, log_prior, family="affine", floor=0.0, knots=80, starts=()):
+def best_elbo(log_p_data, log_prior, family="affine", floor=0.0, knots=321, starts=()):
     """The best ELBO that a Gaussian encoder and decoder were found to reach -> Best. All in nats.
 
     log_p_data, log_prior: log-densities, numpy array -> array (densities.py says what is checked), or `Density`s.
     family: "affine" or "free". floor: the least standard deviation of the decoder, above 0 for "free" (without one the
-    infimum is not attained). knots: of the splines. starts: further Best objects whose encoders to start from.
+    infimum is not attained). knots: of the splines, at most. starts: further Best objects whose encoders to start from.
     Raises UserError for bad input, in one sentence.
     """
     if family not in ("affine", "free"):

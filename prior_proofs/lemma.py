@@ -41,8 +41,11 @@ def vanishes(residual):
     return all(reduce(entry) == 0 for entry in entries)
 
 
-def walk(steps, slipped=None):
-    """Print every claim with PASS or FAIL. `slipped`: the name of a step to spoil. -> {step: True or False}"""
+def walk(steps, slipped=None, script=""):
+    """Print every claim with PASS or FAIL. `slipped`: the name of a step to spoil. -> {"module.step": True or False}
+
+    script: the module's name of steps that are defined in the file that is run.
+    """
     results = {}
     for step in steps:
         name = step.__name__
@@ -51,8 +54,23 @@ def walk(steps, slipped=None):
         for claim, residual in step(slip=int(name == slipped)):
             verdicts.append(vanishes(residual))
             print(f"    {'PASS' if verdicts[-1] else 'FAIL'}  {claim}")
-        results[name] = all(verdicts)
+        module = step.__module__.rpartition(".")[2]
+        results[f"{script if module == '__main__' else module}.{name}"] = all(verdicts)
     return results
+
+
+def main_of(doc, steps):
+    """-> the main function of a file that has steps only."""
+
+    def main(argv=None):
+        parser = runs.Parser(doc)
+        parser.add_argument("--slip", choices=[step.__name__ for step in steps], help="spoil this step: it must FAIL")
+        args = parser.parse_args(argv)
+        print(doc)
+        if not all(walk(steps, args.slip).values()):
+            sys.exit(1)
+
+    return main
 
 
 def log_normal(y, mean, variance):
@@ -209,11 +227,5 @@ SHARED = (
 )
 
 
-def main():
-    print(__doc__.split("\n\n")[1])
-    if not all(walk(SHARED).values()):
-        sys.exit(1)
-
-
 if __name__ == "__main__":
-    runs.cli(main)
+    runs.cli(main_of(__doc__, SHARED))

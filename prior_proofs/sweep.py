@@ -1,33 +1,36 @@
-"""The numerical half of gaussian_case.py and non_gaussian_case.py: flags, gaps over floors, table, figure."""
+"""The numerical half of gaussian_case.py and non_gaussian_case.py: flags, gaps over floors, the table on the screen."""
 
 import contextlib
 import json
-import math
 import sys
 import time
 from dataclasses import dataclass
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import NullLocator
 from tqdm import tqdm
 
-from common import pictures, runs
-from prior_proofs import densities, elbo
+from common import runs
+from prior_proofs import approach, densities, elbo, figures, mixing
 from prior_proofs.lemma import walk
+from prior_proofs.plane import IDENTITY_TOLERANCE
 
 RHOS = (0.0, 0.3, 0.6, 0.9)  # correlations of x and z at which the ridge of affine optima is looked at
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+GAMMAS = (0.1, 0.03, 0.01)  # of Theorem D's construction
 
 
 @dataclass
 class Case:
-    """One data/prior pair. label: for the figure. closed: its affine gap where a formula is known, else None."""
+    """One data/prior pair.
+
+    label: for the figure. closed: its affine gap where a formula is known, else None. alone: the highest floor up to
+    which a decoder alone reaches the data's density exactly (Theorem E): 0 if only without a floor, None if never.
+    """
 
     data: str
     prior: str
     label: str
     closed: float | None = None
+    alone: float | None = None
 
     @property
     def key(self):
@@ -40,7 +43,8 @@ def parse_args(doc, name, steps, argv=None):
     parser.add_argument("--name", type=runs.run_name, default=name, help="results go to runs/NAME")
     parser.add_argument("--floors", type=positive, nargs="+", default=[0.5, 0.3, 0.2, 0.1, 0.05, 0.02],
                         help="least standard deviations of the decoder")  # fmt: skip
-    parser.add_argument("--knots", type=runs.number(int, 8, 400), default=80, help="of the encoder's splines")
+    parser.add_argument("--knots", type=runs.number(int, 8, 1300), default=641,
+                        help="of the encoder's splines, at most: doubled until the gap settles")  # fmt: skip
     parser.add_argument("--proof-only", action="store_true", help="leave the numerical part away")
     parser.add_argument("--slip", choices=[step.__name__ for step in steps], help="spoil this step: it must FAIL")
     parser.add_argument("--json", action="store_true", help="the numbers as JSON on stdout, everything else on stderr")
@@ -48,14 +52,29 @@ def parse_args(doc, name, steps, argv=None):
 
 
 def free_gaps(case, floors, knots, bar):
-    """-> [Best], floors falling; each starts from the one before, too."""
+    """-> [Best], one a floor"""
     data, prior = load(case)
     found = []
-    for floor in sorted(floors, reverse=True):
+    for floor in floors:
         bar.set_postfix_str(f"{case.key}, floor {floor:g}")
-        found.append(elbo.best_elbo(data, prior, "free", floor, knots, starts=found[-1:]))
+        found.append(elbo.best_elbo(data, prior, "free", floor, knots))
         bar.update()
     return found
+
+
+def decoder_alone(case, data, floor, best, higher):
+    """The least KL(p_d || p_theta) of decoders with s >= floor^2 -> plain values for JSON, the density as a function.
+
+    exact: 0 by Theorem E. Otherwise gap is the least that was found: a mixture's, that of the ELBO's best maps, or the
+    one at the next higher floor (its record, or None); and no decoder is below least.
+    """
+    if case.alone is not None and floor <= case.alone:
+        return {"gap": 0.0, "error": 0.0, "least": 0.0, "exact": True}, lambda x: np.exp(data(x))
+    found = mixing.best_marginal(data, floor)
+    known = [(found.gap, found.error), (best.likelihood_gap, best.likelihood_error)]
+    known += [(higher["gap"], higher["error"])] if higher else []
+    gap, error = min(known)
+    return {"gap": gap, "error": error, "least": found.least, "exact": False}, found
 
 
 def load(case):
@@ -66,169 +85,127 @@ def load(case):
 
 
 def affine_gap(case, bar):
-    """-> Best and the gaps along the ridge, [[a, s, c, v, gap]]"""
+    """-> Best and the gaps along the ridge, [{"a", "s", "c", "v", "gap", "likelihood_gap"}]"""
     bar.set_postfix_str(f"{case.key}, affine")
     data, prior = load(case)
     best, ridge = elbo.best_elbo(data, prior), []
     for rho in RHOS:
         point = best.parameters["eta"], best.parameters["tau"], rho
         p = elbo.affine_maps(data, *point, 0.0)[2]
-        gap = -data.entropy - elbo.affine_elbo(data, prior, *point, 0.0)[0]
-        ridge.append([p["a"], p["s"], p["c"], p["v"], gap])
+        measured = elbo.affine_elbo(data, prior, *point, 0.0)
+        gaps = {"gap": -data.entropy - measured.elbo, "likelihood_gap": measured.likelihood_gap}
+        ridge.append({key: p[key] for key in "ascv"} | gaps)
     bar.update()
     return best, ridge
 
 
 def numbers(best, **more):
     """A Best as plain values for JSON."""
-    record = {key: float(getattr(best, key)) for key in ("elbo", "entropy", "gap", "error", "identity")}
+    names = ("elbo", "entropy", "gap", "error", "identity", "likelihood_gap", "likelihood_error")
+    record = {key: float(getattr(best, key)) for key in names}
     record["starts"] = {key: float(value) for key, value in best.starts.items()}
     if best.parameters:
         record["parameters"] = {key: float(value) for key, value in best.parameters.items()}
+    if best.knots:
+        record |= {"knots": best.knots, "moved": best.moved}
     return {**more, **record}
 
 
-def measure(cases, control, floors, knots, extra=()):
-    """Everything numerical, under one progress bar. extra: functions -> (name, value). -> record, {key: [Best]}"""
+def measure(cases, control, floors, knots, shown, extra=()):
+    """Everything numerical, under one progress bar.
+
+    shown: (case, floors) of the figures. extra: functions -> (name, value). -> record, {floor: Best} and {floor: (gap,
+    density)} of the shown case
+    """
     floors = sorted(floors, reverse=True)
-    record, maps = {"affine": {}, "free": {}}, {}
-    total = (len(cases) + 1) * (1 + len(floors)) + len(extra)
+    record = {"affine": {}, "free": {}, "construction": {}}
+    kept, alone = {}, {}
+    total = (len(cases) + 1) * (1 + len(floors)) + len(cases) + len(extra)
     with tqdm(total=total, file=sys.stderr, dynamic_ncols=True) as bar:
         for case in (*cases, control):
             best, ridge = affine_gap(case, bar)
-            record["affine"][case.key] = numbers(best, closed_form=case.closed, ridge_a_s_c_v_gap=ridge)
-            maps[case.key] = free_gaps(case, floors, knots, bar)
-            free = [numbers(b, floor=f) for b, f in zip(maps[case.key], floors, strict=True)]
-            record["free"][case.key] = free
+            record["affine"][case.key] = numbers(best, closed_form=case.closed, ridge=ridge)
+            rows, (data, prior), reach = [], load(case), None
+            for floor, found in zip(floors, free_gaps(case, floors, knots, bar), strict=True):
+                reach, density = decoder_alone(case, data, floor, found, reach)
+                rows.append(numbers(found, floor=floor, decoder_alone=reach))
+                if case is shown[0]:
+                    kept[floor], alone[floor] = found, (reach["gap"], density)
+            record["free"][case.key] = rows
+            if case is not control:
+                record["construction"][case.key] = approach.numbers(data, prior, GAMMAS, constant=case is shown[0])
+                bar.update()
         for function in extra:
-            name, value = function(floors)
+            name, value = function()
             record[name] = value
             bar.update()
-    return record, maps
+    return record, kept, alone
 
 
 def table(record):
-    """The gaps, each with its error, and the spread over starts, in nats."""
-    print("\n  smallest gap found (nats) +- error of the quadrature; in [ ] the gaps that the other starts led to\n")
+    """The gaps, each with its error, the likelihood's beside them, and what the other starts led to, in nats."""
+    print("\n  smallest ELBO gap found, nats, +- error of the quadrature | KL(p_d || p_theta) of the same maps |")
+    print("  the least KL of a decoder alone under the same floor | knots (moved at the last doubling)")
+    print("  [gaps from each start, with the fewest knots]\n")
     for key, affine in record["affine"].items():
         closed = affine["closed_form"]
-        known = "" if closed is None else f"; closed form {closed:.10f}, off by {abs(affine['gap'] - closed):.0e}"
+        known = "" if closed is None else f"; by formula {closed:.10f}, off by {abs(affine['gap'] - closed):.0e}"
         print(f"  {key:20} -H(p_d) = {-affine['entropy']:.10f}")
         print(f"    affine        {affine['gap']:.10f} +- {affine['error']:.0e}{known}")
-        for a, s, c, v, gap in affine["ridge_a_s_c_v_gap"]:
-            print(f"      ridge: a = {a:.4f}, s = {s:.4f}, c = {c:.4f}, v = {v:.4f}: gap {gap:.10f}")
+        for at in affine["ridge"]:
+            maps = ", ".join(f"{name} = {at[name]:.4f}" for name in "ascv")
+            print(f"      ridge: {maps}: gap {at['gap']:.10f} | {at['likelihood_gap']:.10f}")
         for row in record["free"][key]:
+            alone = row["decoder_alone"]
+            reach = "0 exactly" if alone["exact"] else f"{alone['least']:.4e} to {alone['gap']:.4e}"
+            moved = "never doubled" if row["moved"] is None else f"{row['moved']:.1e}"
             others = ", ".join(f"{name} {gap:.5g}" for name, gap in row["starts"].items())
-            print(f"    floor {row['floor']:<7g} {row['gap']:.5e} +- {row['error']:.0e}   [{others}]")
-    worst = max(r["identity"] for rows in record["free"].values() for r in rows)
-    worst = max(worst, *(r["identity"] for r in record["affine"].values()))
-    print(
-        f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {elbo.IDENTITY_TOLERANCE:.0e} would be an error"
-    )
+            print(f"    floor {row['floor']:<5g} {row['gap']:.5e} +- {row['error']:.0e} | {row['likelihood_gap']:.3e}"
+                  f" | {reach} | {row['knots']} ({moved})   [{others}]")  # fmt: skip
+        for name, gaps in record["construction"].get(key, {}).items():
+            if name != "lambda":
+                points = ", ".join(f"{gamma:g}: {gap:.3e}" for gamma, gap, _ in gaps)
+                print(f"    Theorem D's maps{' with constant variance' if name != 'rows' else ''}, by gamma: {points}")
+    rows = [*record["affine"].values(), *(row for rows in record["free"].values() for row in rows)]
+    worst = max(row["identity"] for row in rows)
+    print(f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {IDENTITY_TOLERANCE:.0e} would be an error")
 
 
-def draw(path, title, cases, control, floors, record, maps, shown):
-    """Gaps against the floor, the controls in a strip at zero, and the best maps of `shown` = (case, floors).
+def run(args, script, theorem, steps, cases, control, title, figure, shown, losses=None, extra=()):
+    """The whole of a script: theorem, proof, numbers, figures. Exit status 1 when a step of the proof FAILs.
 
-    Reads the record and the maps only; writes one file.
+    shown: (case, floors) of the maps in the figure; losses: (file name, floors) of the second figure, if any.
     """
-    floors = sorted(floors, reverse=True)
-    figure = plt.figure(figsize=(15, 7.2), layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.75))
-    top, strip = left.subplots(2, 1, sharex=True, height_ratios=(9, 1.5))
-    for case, colour in zip(cases, COLOURS, strict=False):
-        rows = record["free"][case.key]
-        gaps = np.array([row["gap"] for row in rows])
-        errors = np.array([row["error"] for row in rows])
-        top.errorbar(floors, gaps, np.minimum(errors, 0.99 * gaps), color=colour, marker="o", ms=5, label=case.label)
-        top.axhline(record["affine"][case.key]["gap"], color=colour, ls="--", lw=1.2)
-    top.plot([], [], color="0.4", ls="--", lw=1.2, label="affine maps (no floor needed)")
-    top.set(xscale="log", yscale="log", ylabel="smallest gap found, $-H(p_d) - L$ (nats)")
-    top.legend(fontsize=8.5, loc="lower left")
-    top.grid(alpha=0.25)
-    control_gaps = [row["gap"] for row in record["free"][control.key]]
-    strip.plot(floors, control_gaps, "s", color="0.25", ms=5)
-    strip.axhline(0, color="0.25", lw=0.8)
-    strip.set(ylim=(-1e-9, 1e-9), yticks=[0], xlabel=r"floor on the decoder's standard deviation $\sqrt{s}$")
-    worst = max(abs(gap) for gap in control_gaps)
-    note = f"control, {control.label}: at most {worst:.0e}"
-    strip.text(0.02, 0.9, note, transform=strip.transAxes, va="top", fontsize=8.5)
-    if "positive control" in record:
-        note = f"control, neither Gaussian, its exact maps: {record['positive control']['gap']:.0e}"
-        strip.text(0.02, 0.1, note, transform=strip.transAxes, fontsize=8.5)
-    strip.set_xticks(floors, [f"{floor:g}" for floor in floors])
-    strip.xaxis.set_minor_locator(NullLocator())
-    strip.invert_xaxis()
-    case, wanted = shown
-    columns = [f for f in wanted if f in floors] or floors[:1]
-    axes = right.subplots(3, len(columns), squeeze=False, height_ratios=(2, 1, 1))
-    right.suptitle(f"best maps found: {case.label}", fontsize=11)
-    for column, floor in zip(axes.T, columns, strict=True):
-        draw_maps(column, case, maps[case.key][floors.index(floor)], floor)
-    axes[0, 0].set_ylabel("latent $z$")
-    axes[0, 0].legend(fontsize=8, loc="upper left")
-    axes[1, 0].set_ylabel("density of $x$")
-    axes[2, 0].set_ylabel("density of $z$")
-    for row in axes[1:]:
-        row[0].legend(fontsize=8, loc="upper left", ncols=2)
-        top_of_row = 1.4 * max(axis.get_ylim()[1] for axis in row)
-        for axis in row:
-            axis.set_ylim(0, top_of_row)  # room for the legend
-    pictures.save_figure(figure, path, dpi=100)
-
-
-def draw_maps(axes, case, best, floor):
-    """The encoder and decoder over P(x, z); the model's marginal against p_d; the aggregate posterior against p."""
-    data, prior = load(case)
-    joint, over_x, over_z = axes
-    reach_x, reach_z = 3 * math.sqrt(data.variance), 3.5 * math.sqrt(prior.variance)
-    x, z = np.linspace(-reach_x, reach_x, 1201), np.linspace(-reach_z, reach_z, 1601)
-    m, v = best.encoder_mean(x), best.encoder_variance(x)
-    mu, s = best.decoder_mean(z), best.decoder_variance(z)
-    p = np.exp(data(x) - (z[:, None] - m) ** 2 / (2 * v) - np.log(2 * np.pi * v) / 2)
-    q = np.exp(prior(z)[:, None] - (x - mu[:, None]) ** 2 / (2 * s[:, None]) - np.log(2 * np.pi * s[:, None]) / 2)
-    shade = np.sqrt(p / p.max())  # the root shows the thin bridges between the modes
-    dx, dz = x[1] - x[0], z[1] - z[0]
-    m = np.where(p.sum(0) > 1e-4 * p.sum(0).max(), m, np.nan)  # where there are data
-    mu = np.where(p.sum(1) > 1e-4 * p.sum(1).max(), mu, np.nan)  # and codes
-    joint.imshow(shade, origin="lower", aspect="auto", extent=(x[0], x[-1], z[0], z[-1]), cmap="Greys", vmax=1.6)
-    joint.plot(x, m, color="#0072b2", label=r"encoder $m(x) \pm \sqrt{v(x)}$")
-    joint.fill_between(x, m - np.sqrt(v), m + np.sqrt(v), color="#0072b2", alpha=0.25, lw=0)
-    joint.plot(mu, z, color="#d55e00", label=r"decoder $\mu(z) \pm \sqrt{s(z)}$")
-    joint.fill_betweenx(z, mu - np.sqrt(s), mu + np.sqrt(s), color="#d55e00", alpha=0.25, lw=0)
-    joint.set(xlim=(x[0], x[-1]), ylim=(z[0], z[-1]), xlabel="data $x$")
-    joint.set_title(f"floor {floor:g}: gap {best.gap:.2g} nats", fontsize=10)
-    over_x.fill_between(x, np.exp(data(x)), color="0.85", label="data $p_d$")
-    over_x.plot(x, q.sum(0) * dz, color="#d55e00", label="model")
-    over_x.set(xlabel="$x$", xlim=(x[0], x[-1]), ylim=(0, None))
-    over_z.fill_between(z, np.exp(prior(z)), color="0.85", label="prior $p$")
-    over_z.plot(z, p.sum(1) * dx, color="#0072b2", label="aggregate posterior")
-    over_z.set(xlabel="$z$", xlim=(z[0], z[-1]), ylim=(0, None))
-
-
-def run(args, script, theorem, steps, cases, control, title, figure, shown, extra=()):
-    """The whole of a script: theorem, proof, numbers, figure. Exit status 1 when a step of the proof FAILs."""
     with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        began = time.time()
+        began, used = time.time(), time.process_time()
         folder = runs.Run(args, script)
         folder.begin()
         print(theorem)
-        checks = walk(steps, args.slip)
+        checks = walk(steps, args.slip, script.rpartition("/")[2].removesuffix(".py"))
         proved = all(checks.values())
         print(f"\n  {sum(checks.values())} of {len(checks)} steps PASS")
         record = {"script": script, "checks": checks}
         if proved and not args.proof_only:
-            measured, maps = measure(cases, control, args.floors, args.knots, extra)
+            measured, kept, alone = measure(cases, control, args.floors, args.knots, shown, extra)
             record |= measured
             table(record)
-            for name in (key for key in record if key not in ("script", "checks", "affine", "free")):
+            for name in measured.keys() - {"affine", "free", "construction"}:
                 print(f"  {name}: {json.dumps(record[name])}")
-            draw(folder / figure, title, cases, control, args.floors, record, maps, shown)
+            pair = load(shown[0])
+            views = {floor: (best, figures.View(*pair, best)) for floor, best in kept.items()}
+
+            def some(wanted):
+                return {floor: views[floor] for floor in wanted if floor in views} or dict([*views.items()][:1])
+
+            figures.draw(folder / figure, title, cases, control, record, (shown[0], some(shown[1])))
             print(f"\n  figure: {folder / figure}")
-        record |= {"seconds": round(time.time() - began, 1), **runs.versions()}
+            if losses:
+                figures.draw_losses(folder / losses[0], shown[0].label, some(losses[1]), alone)
+                print(f"  figure: {folder / losses[0]}")
+        record |= {"seconds": round(time.time() - began, 1), "cpu_seconds": round(time.process_time() - used, 1)}
+        record |= runs.versions()
         runs.write_json(folder / "metrics.json", record)
-        print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s")
+        print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s, {record['cpu_seconds']} s of one core")
     if args.json:
         print(json.dumps(record, indent=2))
     if not proved:
