@@ -38,12 +38,11 @@ SEEN = 1000  # test images that are measured at each checkpoint; nothing is chos
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     script.add_flags(parser, name="vae", batch_size=128, lr=5e-4)
-    parser.add_argument("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
-    weight = number(float, 0)
-    parser.add_argument("--contrastive", type=weight, default=0.0, help="weight of contrastive.py's term; 0: without")
-    sigma = number(float, 1e-4, 1e4, words=("auto",))
-    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
-    parser.add_argument("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
+    add, sigma = parser.add_argument, number(float, 1e-4, 1e4, words=("auto",))
+    add("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
+    add("--contrastive", type=number(float, 0), default=0.0, help="weight of contrastive.py's term; 0: without")
+    add("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
+    add("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
     return runs.parse(parser, argv, script.REUSE, script.MAY_DIFFER)
 
 
@@ -286,9 +285,9 @@ def evaluate(vae, images, seed, batch_size=500):
         sums += torch.stack([nll.sum(), kl.sum(), sse]).cpu()
         means.append(mu)
     nll, kl, sse = (sums / len(images)).tolist()
-    found = {"elbo_nats": -nll - kl, "bits_per_dim": bits_per_dim(-nll - kl, images[0].numel())}
-    found |= {"nll": nll, "mse": sse / images[0].numel(), "kl": kl}
-    return found | {"active_units": int((torch.cat(means).var(0) > 0.01).sum())}
+    elbo, dims, active = -nll - kl, images[0].numel(), int((torch.cat(means).var(0) > 0.01).sum())
+    found = {"elbo_nats": elbo, "bits_per_dim": bits_per_dim(elbo, dims), "nll": nll, "mse": sse / dims, "kl": kl}
+    return found | {"active_units": active}
 
 
 def load(path, device):
@@ -318,10 +317,8 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
     }
     metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
     metrics |= evaluate(vae, test, args.seed) | run.earlier_distances(metrics["step"])
-    if extractors:
-        count = script.distance_images(args, test, images)
-        sets = {name: x[:count] for name, x in {**made, "floor": images}.items()}
     for extractor in extractors:
+        sets = script.distance_sets(args, **made, floor=images)
         metrics |= fid.model_distances(sets, test, extractor, args.data_dir, script.label(args))
     script.finish(run, args, metrics, test, made, curves)
 

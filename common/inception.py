@@ -5,7 +5,8 @@
 
     extractor.name    what a distance of these features is called: "FID (pytorch-fid Inception, float32)"; without the
                       official weights it begins with "Frechet distance" and never says FID
-    extractor.key     "fid" or "fd", for metrics.json
+    extractor.key     "fid" or "fd", how a distance is called in JSON
+    extractor.ruler   the same, but "fd_NAME" for a program NAME.pt2: in metrics.json several stand side by side
     extractor.recipe  as the name, with a hash of the weights: statistics of two recipes are never compared
     extractor.dims    D, or None while unknown
 
@@ -122,7 +123,7 @@ class Inception:
         if not official:
             note(f"{path} does not hold the official weights: the number is not an FID")
             self.key, what = "fd", f"Frechet distance (Inception, weights {sha256[:16]}, {fast or 'float32'})"
-        self.name = self.recipe = what
+        self.name, self.recipe, self.ruler = what, what, self.key
         self.device, self.fast, self.batch = device, fast, 0
         self.dtype = torch.bfloat16 if fast == "bf16" else torch.float32
         self.net = build_inception(content, path).to(device, self.dtype, memory_format=torch.channels_last)
@@ -206,6 +207,7 @@ class Exported:
         self.batch = batch if isinstance(batch, int) else None  # a whole number: exported for this batch alone
         self.name = f"Frechet distance (features of {path.name})"
         self.recipe = f"Frechet distance (features {sha256[:16]})"
+        self.ruler = f"fd_{path.stem}"
 
     def __call__(self, groups):
         """groups: a list of (b, 3, H, W) uint8, one size each -> (sum of b, D) float32."""

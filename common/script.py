@@ -75,9 +75,10 @@ def label(args):
     return f"{Path(args.data).name}-{of(args).split()[0]}"
 
 
-def distance_images(args, *sets):
-    """How many images a set has for the distances: as --fid says, and no more than there are."""
-    return min(10_000 if args.fid == "auto" else args.fid, *map(len, sets))
+def distance_sets(args, **sets):
+    """{name: images (N, ...)} -> of each as many as --fid says, and no more than the smallest set has."""
+    count = min(10_000 if args.fid == "auto" else args.fid, *map(len, sets.values()))
+    return {name: images[:count] for name, images in sets.items()}
 
 
 def finish(run, args, metrics, test, made, curves):
