@@ -281,7 +281,9 @@ def two_modes(found, variants):
     }
 
     def line(title, metrics):
-        return [title, *(text.format(get(metrics)) for get, text in columns.values())]
+        verdicts = [goal.met for goal in goals(metrics, metrics["sigma"]).values()]
+        cells = [text.format(get(metrics)) for get, text in columns.values()]
+        return [title, *cells, f"{sum(verdicts)} of {len(verdicts)}"]
 
     own = {v: {n: r for n, r in found.items() if re.fullmatch(rf"wgan_gp_{v}seed_\d+", n)} for v in variants}
     some = {name: run for each in own.values() for name, run in each.items()}
@@ -290,7 +292,7 @@ def two_modes(found, variants):
     first = next(iter(some.values()))["metrics"]
     bound = {name: goal.bound for name, goal in goals(first, first["sigma"]).items()}
     goal = [f"{0.5 - bound['weights']:.0%} to {0.5 + bound['weights']:.0%}", bound["means"], f"{bound['stds']:.0%}"]
-    goal += [bound["correlation"], f"{1 - bound['far']:.0%}", "", bound["w2"], "", "", ""]
+    goal += [bound["correlation"], f"{1 - bound['far']:.0%}", "", bound["w2"], "", "", "", ""]
     truth = first["truth"] | {name: first[name] for name in ("sigma", "w2_mode_floor")}
     rows = [["goal", *goal], line("real samples", truth)]
     for variant, each in own.items():
@@ -300,9 +302,9 @@ def two_modes(found, variants):
             for get, text in columns.values():
                 values = [get(run["metrics"]) for run in each.values()]
                 cells.append(f"{text.format(statistics.mean(values))} ± {text.format(statistics.stdev(values))}")
-            rows.append([f"{WGAN_GP[variant]}: mean ± standard deviation, n = {len(each)}", *cells])
+            rows.append([f"{WGAN_GP[variant]}: mean ± standard deviation, n = {len(each)}", *cells, ""])
     caption = f"20,000 samples, for W2 10 times 2,000. {origin(some.values())}"
-    return markdown(caption, ["", *columns], rows)
+    return markdown(caption, ["", *columns, "goals met"], rows)
 
 
 def proofs(found):

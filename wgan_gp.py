@@ -197,7 +197,7 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     figure, axes = plt.subplots(1, 3, figsize=(11.4, 4.3), layout="constrained", sharex=True, sharey=True)
     for axis, points, color, name in ((axes[0], x, "tab:blue", "generated"), (axes[1], x_real, "tab:green", "real")):
         # The default bandwidth follows the spread of all samples, modes apart, and would blur each along their line.
-        style = {"fill": True, "bw_adjust": 0.4, "thresh": 0.01, "gridsize": 150, "warn_singular": False}
+        style = {"fill": True, "bw_adjust": 0.4, "thresh": 0.01, "gridsize": 100, "warn_singular": False}
         sns.kdeplot(x=points[:, 0], y=points[:, 1], ax=axis, color=color, **style)
         axis.set_title(f"{name}, density of {len(points)} samples")
     if grid is not None:

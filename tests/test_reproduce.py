@@ -304,6 +304,8 @@ def test_two_modes():
     assert row(made["wgan_gp"], "real samples")[1:7] == ["50.0%", "0.0000", "0.0%", "0.000", "99.00%", "0.00%"]
     assert row(made["wgan_gp"], "goal")[7] == "1.35" and row(made["wgan_gp"], "real samples")[7] == "1.00"
     assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[7] == "2.00"
+    assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[-1] == "4 of 6"  # weights and W2 are missed
+    assert row(made["wgan_gp"], "real samples")[-1] == "6 of 6"
     assert "clip" not in made["wgan_gp"] and "default" not in made["wgan_gp_variants"]
     mean = row(made["wgan_gp_variants"], "clipping at 0.1: mean ± standard deviation, n = 2")
     assert mean[1] == "53.0% ± 0.0%" and mean[7] == "2.00 ± 0.00"
