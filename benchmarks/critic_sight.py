@@ -1,6 +1,6 @@
 """Can the critic of wgan_gp.py see that a mode is too narrow? Along the line through the means, and across it.
 
-    python benchmarks/critic_sight.py                 (two CPU minutes)
+    python benchmarks/critic_sight.py                 (a minute of one core)
 
 The fakes are true samples, narrowed to 0.8 of their standard deviation in one direction. For each direction a fresh
 critic is trained on them with wgan_gp.py's loss, once with PyTorch's biases in its first layer and once with the biases
@@ -21,7 +21,7 @@ import devices  # noqa: E402
 import wgan_gp  # noqa: E402
 from two_gaussians import MEANS, nearest_mode, sample_real  # noqa: E402
 
-SIGMA, NARROW, STEPS, BATCH, SEEDS = 0.1, 0.8, 400, 512, 3
+SIGMA, NARROW, STEPS, BATCH, SEEDS = 0.1, 0.8, 300, 512, 3
 DIRECTIONS = {"along": (0.5**0.5, 0.5**0.5), "across": (0.5**0.5, -(0.5**0.5))}
 
 
