@@ -304,7 +304,17 @@ def two_modes(found, variants):
                 cells.append(f"{text.format(statistics.mean(values))} ± {text.format(statistics.stdev(values))}")
             rows.append([f"{WGAN_GP[variant]}: mean ± standard deviation, n = {len(each)}", *cells, ""])
     caption = f"20,000 samples, for W2 10 times 2,000. {origin(some.values())}"
-    return markdown(caption, ["", *columns, "goals met"], rows)
+    table = markdown(caption, ["", *columns, "goals met"], rows)
+    if len(variants) > 1:
+        return table
+    missed = [
+        f"seed {run['seed']}, {goal.what} {goal.value:.3g} (at most {goal.bound:g})"
+        for run in some.values()
+        for goal in goals(run["metrics"], run["metrics"]["sigma"]).values()
+        if not goal.met
+    ]
+    words = f"**Missed:** {'; '.join(missed)}." if missed else "**Every goal is met by every run.**"
+    return f"{table}\n\n{words}"
 
 
 def proofs(found):

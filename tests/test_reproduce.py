@@ -306,6 +306,9 @@ def test_two_modes():
     assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[7] == "2.00"
     assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[-1] == "4 of 6"  # weights and W2 are missed
     assert row(made["wgan_gp"], "real samples")[-1] == "6 of 6"
+    assert "**Missed:** seed 0, mode weights: off 0.5 by 0.03 (at most 0.02); seed 0, W2" in made["wgan_gp"]
+    met = tables.two_modes({"wgan_gp_seed_0": run(worse | {"mode_weights": [0.5, 0.5], "w2_mode": [0.02, 0.02]})}, [""])
+    assert met.endswith("**Every goal is met by every run.**")
     assert "clip" not in made["wgan_gp"] and "default" not in made["wgan_gp_variants"]
     mean = row(made["wgan_gp_variants"], "clipping at 0.1: mean ± standard deviation, n = 2")
     assert mean[1] == "53.0% ± 0.0%" and mean[7] == "2.00 ± 0.00"

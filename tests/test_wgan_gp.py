@@ -5,6 +5,7 @@ pytest tests/test_wgan_gp.py                   (add -m "not slow" to leave the t
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -222,6 +223,27 @@ def test_the_critics_lines_cross_the_modes_in_all_directions():
         met = ((torch.tensor(MEANS) @ weight.T + bias).abs() / length < 3 * SIGMA).sum(0)  # once for each mode
         across = (weight.sum(1) / length).square() > 1  # the normal is nearer to (1, 1) than to (1, -1)
         assert met.sum() > 30 and met[across].sum() / met.sum() > 0.3
+
+
+# --- the report
+
+
+def test_the_report_gives_the_defaults():
+    args = options()
+    report = " ".join((Path(__file__).resolve().parents[1] / "REPORT.md").read_text().split())
+    end = f"the critic's to {args.critic_end:g} of its start"
+    for words in (
+        f"z in [-1, 1]^{args.latent_dim}, times 10; {args.depth} hidden layers of {args.width}, ReLU",
+        f"x, times 10; 2 hidden layers of {args.critic_width}, ReLU",
+        f"gradient penalty, weight {args.penalty:g}, one-sided",
+        f"a drift term, {args.drift:g} times mean f(real)^2",
+        f"Adam, betas (0, {wgan_gp.BETAS[1]:g}); learning rates {args.lr:.0e}".replace("e-0", "e-"),
+        f"falling linearly: the generator's to 0, {end}",
+        f"{args.iterations} generator iterations, {args.critic_steps} critic steps before each",
+        f"batch {args.batch_size}",
+    ):
+        assert words in report
+    assert args.lr == args.critic_lr and args.one_sided and wgan_gp.BETAS[0] == 0
 
 
 # --- runs
