@@ -41,7 +41,6 @@ from two_gaussians import MEANS, goals, measure, mode_axes, sample_real
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
 BETAS = (0.0, 0.99)  # Adam; the paper has (0, 0.9)
-LIMIT = 1.0  # every picture shows [-LIMIT, LIMIT]^2
 
 
 def parse_args(argv=None):
@@ -184,10 +183,15 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
 # --- plots --------------------------------------------------------------------------------------------------------
 
 
+def reach(sigma):
+    """Every picture shows [-reach, reach]^2: 5 sigma around each mean, the means' square being [-0.5, 0.5]^2."""
+    return 0.5 + 5 * sigma
+
+
 @torch.no_grad()
-def critic_grid(critic, device, n=81):
+def critic_grid(critic, device, sigma, n=81):
     """The critic's scores on the pictures' square -> axis (n,), scores (n, n) with y first."""
-    axis = torch.linspace(-LIMIT, LIMIT, n)
+    axis = torch.linspace(-reach(sigma), reach(sigma), n)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     return axis.numpy(), critic(torch.stack((x, y), -1).view(-1, 2).to(device)).view(n, n).cpu().numpy()
 
@@ -208,8 +212,9 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     for mean, label in zip(MEANS, ("3 sigma of the truth", None), strict=True):
         axes[2].add_patch(plt.Circle(mean, 3 * sigma, fill=False, color="tab:green", label=label))
     axes[2].legend(loc="upper left", markerscale=4, fontsize=8)
+    limits = (-reach(sigma), reach(sigma))
     for axis in axes:
-        axis.set(xlim=(-LIMIT, LIMIT), ylim=(-LIMIT, LIMIT), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+        axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
     runs.save_figure(figure, path, dpi=75)
 
@@ -319,7 +324,9 @@ def train(args):
 
     def look(step, path):
         x = sample(N_PLOT, devices.generator("cpu", args.seed, "plot latent")).numpy()  # the same z in every picture
-        plot_density(x, x_real, args.sigma, f"after {step} generator iterations", path, critic_grid(critic, device))
+        plot_density(
+            x, x_real, args.sigma, f"after {step} generator iterations", path, critic_grid(critic, device, args.sigma)
+        )
 
     def save(step):
         run.save(step, seconds(), models)
