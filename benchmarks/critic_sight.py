@@ -6,7 +6,7 @@ The fakes are true samples, narrowed to 0.8 of their standard deviation in one d
 critic is trained on them with wgan_gp.py's loss, once with PyTorch's biases in its first layer and once with the biases
 that wgan_gp.py gives it. The table says what it then feels, on new samples: the estimate mean f(real) - mean f(fake),
 and how many of its first layer's lines (where a unit bends) came within 3 sigma of a mean, and how many of these run
-across the line through the means rather than along it, before training. Mean and standard deviation of three seeds.
+across the line through the means rather than along it, before training. Mean and standard deviation over the seeds.
 """
 
 import statistics
@@ -18,10 +18,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import devices  # noqa: E402
+import runs  # noqa: E402
 import wgan_gp  # noqa: E402
 from two_gaussians import MEANS, nearest_mode, sample_real  # noqa: E402
 
-SIGMA, NARROW, STEPS, BATCH, SEEDS = 0.1, 0.8, 300, 512, 3
+SIGMA, NARROW, BATCH = 0.1, 0.8, 512
 DIRECTIONS = {"along": (0.5**0.5, 0.5**0.5), "across": (0.5**0.5, -(0.5**0.5))}
 
 
@@ -53,12 +54,12 @@ def fresh(seed, spread):
     return critic
 
 
-def estimate(critic, direction, seed):
+def estimate(critic, direction, seed, steps):
     """Train `critic` against narrowed samples. -> its estimate on new samples."""
     args, stream = wgan_gp.parse_args(["--device", "cpu"]), devices.generator("cpu", "sight", seed)
     optimizer = devices.adam(critic.parameters(), args.critic_lr, torch.device("cpu"), betas=wgan_gp.BETAS)
-    for step in range(STEPS):
-        devices.set_lr(optimizer, args.critic_lr * (1 - step / STEPS))
+    for step in range(steps):
+        devices.set_lr(optimizer, args.critic_lr * (1 - step / steps))
         real, fake = sample_real(BATCH, SIGMA, stream), narrowed(BATCH, direction, stream)
         on_real, on_fake = critic(torch.cat((real, fake))).chunk(2)
         penalty = wgan_gp.gradient_penalty(critic, real, fake, stream, one_sided=args.one_sided).mean()
@@ -71,16 +72,20 @@ def estimate(critic, direction, seed):
 
 
 def main():
+    parser = runs.Parser(__doc__)
+    parser.add_argument("--steps", type=runs.number(int, 1), default=300, help="training steps of each critic")
+    parser.add_argument("--seeds", type=runs.number(int, 2), default=3, help="critics of each kind and direction")
+    flags = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'biases':>10} {'lines at a mode':>16} {'across':>7}  {'narrow along: estimate':>23} {'narrow across':>18}")
     for name, spread in (("PyTorch's", False), ("spread", True)):
-        met, across = zip(*(lines(fresh(seed, spread)) for seed in range(SEEDS)), strict=True)
+        met, across = zip(*(lines(fresh(seed, spread)) for seed in range(flags.seeds)), strict=True)
         cells = []
         for direction in DIRECTIONS.values():
-            values = [estimate(fresh(seed, spread), direction, seed) for seed in range(SEEDS)]
+            values = [estimate(fresh(seed, spread), direction, seed, flags.steps) for seed in range(flags.seeds)]
             cells.append(f"{statistics.mean(values):.4f} ± {statistics.stdev(values):.4f}")
         print(f"{name:>10} {statistics.mean(met):16.0f} {statistics.mean(across):7.0f}  {cells[0]:>23} {cells[1]:>18}")
 
 
 if __name__ == "__main__":
-    main()
+    runs.cli(main)
