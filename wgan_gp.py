@@ -18,8 +18,8 @@ penalty is taken (its x-hat), critic f (its D), mix its epsilon.
 Deviations from Gulrajani et al., Algorithm 1 and their toy experiments: the penalty is one-sided (theirs is two-sided
 by default) with weight 0.1 (10); a drift term, 0.3 times the mean of critic(x_real)^2 (Karras et al. 2018, arXiv
 1710.10196, with 0.001); learning rates 2e-3, the generator's falling linearly to 0, the critic's to 0.3 of it, so that
-it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9)); inputs times 10; the critic's first biases times 10; all
-measurements on a running average of the generator's weights.
+it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9)); inputs times 10; a leaky critic
+whose first biases are times 10; all measurements on a running average of the generator's weights.
 --loss clip uses Adam (Arjovsky et al.: RMSProp) and |w| <= 0.1 (0.01). --capture was not yet run on CUDA.
 """
 
@@ -83,17 +83,17 @@ def sample_latent(n, dim, generator=None, device="cpu"):
 
 
 class Network(nn.Module):
-    """`depth` hidden layers of `width` ReLU. `scale` multiplies the input: (B, n_in) -> (B, n_out).
+    """`depth` hidden layers of `width` units. `scale` multiplies the input: (B, n_in) -> (B, n_out).
 
     The data and z are small (0.1 wide modes, |z| <= 1): a larger input makes steep functions easy to reach.
     """
 
-    def __init__(self, n_in, n_out, width, depth, scale):
+    def __init__(self, n_in, n_out, width, depth, scale, activation):
         super().__init__()
         self.scale = scale
-        layers = [nn.Linear(n_in, width), nn.ReLU()]
+        layers = [nn.Linear(n_in, width), activation]
         for _ in range(depth - 1):
-            layers += [nn.Linear(width, width), nn.ReLU()]
+            layers += [nn.Linear(width, width), activation]
         self.layers = nn.Sequential(*layers, nn.Linear(width, n_out))
 
     def forward(self, x):
@@ -104,14 +104,17 @@ class Generator(Network):
     """z (B, latent_dim) -> x_fake (B, 2)."""
 
     def __init__(self, latent_dim=6, width=128, depth=4, scale=10.0):
-        super().__init__(latent_dim, 2, width, depth, scale)
+        super().__init__(latent_dim, 2, width, depth, scale, nn.ReLU())
 
 
 class Critic(Network):
-    """x (B, 2) -> score (B, 1). No batch norm: it mixes rows, and the penalty is per sample."""
+    """x (B, 2) -> score (B, 1). No batch norm: it mixes rows, and the penalty is per sample.
+
+    Leaky, because a ReLU critic can die on a whole mode: all its units off there, it is constant and teaches nothing.
+    """
 
     def __init__(self, width=128, depth=2, scale=10.0):
-        super().__init__(2, 1, width, depth, scale)
+        super().__init__(2, 1, width, depth, scale, nn.LeakyReLU(0.2))
         # A unit of the first layer bends along a line. With PyTorch's biases all these lines pass near the centre, so
         # those that meet a mode run along the line through the means: the critic would not see a mode's width along it.
         with torch.no_grad():

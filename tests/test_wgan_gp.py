@@ -75,10 +75,12 @@ def test_penalty_is_taken_at_the_interpolates():
     torch.testing.assert_close(penalty, (at.norm(dim=1) - 1) ** 2)
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.SiLU])  # the critic's own; one with a second derivative
-def test_double_backward_against_finite_differences(activation):
+@pytest.mark.parametrize("smooth", [False, True])  # the critic's own activation; one with a second derivative
+def test_double_backward_against_finite_differences(smooth):
     critic = wgan_gp.Critic(width=5).double()
-    critic.layers = nn.Sequential(*(activation() if isinstance(m, nn.ReLU) else m for m in critic.layers))
+    if smooth:
+        critic.layers = nn.Sequential(*(nn.SiLU() if isinstance(m, nn.LeakyReLU) else m for m in critic.layers))
+        assert sum(isinstance(m, nn.SiLU) for m in critic.layers) == 2
     x_real, x_fake = real(8, 6).double(), real(8, 7).double()
     mix = torch.rand(8, generator=stream(8)).double()
 
@@ -225,6 +227,15 @@ def test_the_critics_lines_cross_the_modes_in_all_directions():
         assert met.sum() > 30 and met[across].sum() / met.sum() > 0.3
 
 
+def test_a_critic_whose_units_are_all_off_still_has_a_slope():
+    """A ReLU critic is constant there: its gradient is zero on the whole mode, and its units never come back."""
+    critic = wgan_gp.Critic()
+    for layer in critic.layers:
+        if isinstance(layer, nn.Linear):
+            layer.bias.data.fill_(-100.0)
+    assert wgan_gp.gradient_norm(critic, real(64, 8)).min() > 0
+
+
 # --- the report
 
 
@@ -234,7 +245,7 @@ def test_the_report_gives_the_defaults():
     end = f"the critic's to {args.critic_end:g} of its start"
     for words in (
         f"z in [-1, 1]^{args.latent_dim}, times 10; {args.depth} hidden layers of {args.width}, ReLU",
-        f"x, times 10; 2 hidden layers of {args.critic_width}, ReLU",
+        f"x, times 10; 2 hidden layers of {args.critic_width}, LeakyReLU (0.2)",
         f"gradient penalty, weight {args.penalty:g}, one-sided",
         f"a drift term, {args.drift:g} times mean f(real)^2",
         f"Adam, betas (0, {wgan_gp.BETAS[1]:g}); learning rates {args.lr:.0e}".replace("e-0", "e-"),
