@@ -47,7 +47,7 @@ if pathlib.Path("wait").exists():
 (folder / "metrics.json").write_text('{"seconds": 1.5}')
 """
 
-PAGES = ("summary", "models", "distances", "classification", "wgan_gp", "wgan_gp_variants", "proofs")
+PAGES = ("summary", "models", "distances", "classification", "wgan_gp", "wgan_gp_sigma", "wgan_gp_variants", "proofs")
 
 
 @pytest.fixture
@@ -500,18 +500,24 @@ def test_summary():
 
 
 def test_two_modes():
-    perfect = {"mode_weights": [0.5, 0.5], "mode_means": [[0.5, 0.5], [-0.5, -0.5]], "mode_stds": [[0.1, 0.1]] * 2}
+    perfect = {"mode_weights": [0.5, 0.5], "mode_means": [[0.5, 0.5], [-0.5, -0.5]], "sigma": 0.1}
     perfect |= {"within_3_sigma": 0.99, "bridge": 0.0, "w2_mode": [0.02, 0.02], "w2_mode_core": [0.02, 0.02]}
-    perfect |= {"w2": 0.1, "log_likelihood": 1.0}
+    perfect |= {"w2": 0.1, "log_likelihood": 1.0, "mode_covariances": [[[0.01, 0.0], [0.0, 0.01]]] * 2}
     worse = perfect | {"mode_weights": [0.53, 0.47], "w2_mode": [0.02, 0.04], "w2_mode_floor": 0.02, "truth": perfect}
     found = {"wgan_gp_seed_0": run(worse), "wgan_gp_clip_seed_0": run(worse), "wgan_gp_clip_seed_1": run(worse)}
     made = tables.tables(results(**found))
-    assert row(made["wgan_gp"], "goal")[1:7] == ["48% to 52%", "0.02", "12%", "98%", "", "1.5"]
-    assert row(made["wgan_gp"], "real samples")[1:7] == ["50.0%", "0.0000", "0.0%", "99.00%", "0.00%", "1.00"]
-    assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[6] == "2.00"
+    assert row(made["wgan_gp"], "goal")[1:7] == ["48% to 52%", "0.02", "10%", "0.08", "98%", ""]
+    assert row(made["wgan_gp"], "real samples")[1:7] == ["50.0%", "0.0000", "0.0%", "0.000", "99.00%", "0.00%"]
+    assert row(made["wgan_gp"], "goal")[7] == "1.35" and row(made["wgan_gp"], "real samples")[7] == "1.00"
+    assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[7] == "2.00"
+    assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[-1] == "4 of 6"  # weights and W2 are missed
+    assert row(made["wgan_gp"], "real samples")[-1] == "6 of 6"
+    assert "**Missed:** seed 0, mode weights: off 0.5 by 0.03 (at most 0.02); seed 0, W2" in made["wgan_gp"]
+    met = tables.two_modes({"wgan_gp_seed_0": run(worse | {"mode_weights": [0.5, 0.5], "w2_mode": [0.02, 0.02]})}, [""])
+    assert met.endswith("**Every goal is met by every run.**")
     assert "clip" not in made["wgan_gp"] and "default" not in made["wgan_gp_variants"]
     mean = row(made["wgan_gp_variants"], "clipping at 0.1: mean ± standard deviation, n = 2")
-    assert mean[1] == "53.0% ± 0.0%" and mean[6] == "2.00 ± 0.00"
+    assert mean[1] == "53.0% ± 0.0%" and mean[7] == "2.00 ± 0.00"
 
 
 def test_the_variants_are_those_of_reproduce():
