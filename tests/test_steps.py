@@ -46,7 +46,7 @@ def test_a_row_is_measured(script, row, device, monkeypatch, capsys):
     monkeypatch.setattr(steps, "IMAGES", 8)
     monkeypatch.setattr(steps, "product_rate", lambda device, precision: 1e12)
     threads = torch.get_num_threads()
-    steps.main([script, "--row", row, "--device", device, "--batch-size", "4", "--steps", "1", "--rounds", "1"])
+    steps.main([script, "--row", row, "--device", str(device), "--batch-size", "4", "--steps", "1", "--rounds", "1"])
     torch.set_num_threads(threads)
     found = json.loads(capsys.readouterr().out)
     assert found["speed"] > 0 and found["share"] > 0
