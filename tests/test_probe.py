@@ -256,7 +256,7 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     assert "--resume continues a training" in says("runs/vae", "--resume")
     assert "there is no checkpoint at runs/vae" in says("runs/vae")
     runs.save_checkpoint("runs/gan/checkpoint.pt", {"script": "wgan_gp.py", "args": {}, "step": 1})
-    assert "holds no encoder" in says("runs/gan")
+    assert "holds no encoder" in says("runs/gan", "--device", "cpu", "--data", image_folder)
     untrained_vae("vae", image_folder)
     assert "there is no checkpoint at nowhere" in says("runs/vae", "--device", "cpu", "--against", "nowhere")
     assert "neither cifar10" in says("runs/vae", "--device", "cpu", "--data", "gone")
