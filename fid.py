@@ -164,14 +164,14 @@ def model_distances(sets, test, extractor, folder, label):
     """Distances of a model's images to the test images, for metrics.json -> {"fid_NAME": distance, ...} for each set.
 
     The keys begin with extractor.ruler instead of "fid" for other features than the official Inception's. Also
-    "fid_images", how many images a set has, and "fid_features", the extractor's name.
+    "fid_images", how many images a set has, and "fid_name", the extractor's name.
 
     sets: {name: uint8 images (n, 3, H, W)}, of as many each; test: uint8 images, whose statistics are cached in
     `folder` under `label`.
     """
     key = extractor.ruler
     real = cached_statistics(test, extractor, folder, label, progress="test images")
-    found = {f"{key}_images": len(next(iter(sets.values()))), f"{key}_features": extractor.name}
+    found = {f"{key}_images": len(next(iter(sets.values()))), f"{key}_name": extractor.name}
     for name, made in sets.items():
         its = statistics(made, extractor, progress=name)
         found[f"{key}_{name}"] = frechet_distance(its.mu, its.sigma, real.mu, real.sigma)
