@@ -175,13 +175,13 @@ def main(argv=None):
     device = devices.start(args.device, args.precision)
     run = runs.Run(args, "classifier.py")
     found = data.splits(args, device, labelled=True)
-    images, labels, test, test_labels, classes = found.images, found.labels, found.test, found.test_labels, found.classes
+    images, labels, test, test_labels = found.images, found.labels, found.test, found.test_labels
     args.data_files = found.fingerprint  # goes into args.json and the checkpoint
     if args.resume:
         data.note_change(args, run.load()["args"])
     runs.check_batch(args.batch_size, len(images))
     torch.manual_seed(args.seed)  # the initial weights
-    net = ResNet(len(classes))
+    net = ResNet(len(found.classes))
     net.whiten(images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
     net, spent = train(args, run, net, images, labels, test, test_labels)
