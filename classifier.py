@@ -38,7 +38,7 @@ def parse_args(argv=None):
     runs.add_run_flags(parser, name="classifier")
     data.add_flags(parser)
     add_training_flags(parser, epochs=10, batch_size=500, lr=0.75)
-    return runs.parse(parser, argv, may_differ=("data_dir",))
+    return runs.parse(parser, argv, "classifier.py", may_differ=("data_dir",))
 
 
 def convolution(inputs, outputs, *pool):

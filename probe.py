@@ -33,6 +33,7 @@ from common import data, devices, pictures, runs
 from common.loop import Loop, add_training_flags, check_batch
 from common.scores import mcnemar, score
 
+SEEN = 1000  # training images that are measured at each checkpoint of --supervised
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
 
 
@@ -54,7 +55,7 @@ def parse_args(argv=None):
         raise runs.UserError("--against compares checkpoints: train with --supervised first, then compare its run")
     if args.supervised:
         parser.set_defaults(name="supervised")
-        return runs.parse(parser, argv, may_differ=("data_dir",))
+        return runs.parse(parser, argv, "probe.py", may_differ=("data_dir",))
     if args.resume:
         raise runs.UserError("--resume continues a training with --supervised; a probe begins anew and takes seconds")
     saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
@@ -225,7 +226,10 @@ def train_supervised(args, run, images, labels, classes):
             if loop.logs():
                 loop.log(**loop.means())
             if loop.saves():
-                loop.save({"last_batch_loss": loss.item()})  # refused when not finite
+                with torch.no_grad():
+                    logits = layer(vae.encode(model, images[:SEEN]))
+                model.train()  # which encode had left
+                loop.save({"train_cross_entropy": F.cross_entropy(logits, labels[:SEEN]).item()})
     return model.eval(), layer, loop.spent()
 
 
@@ -247,9 +251,8 @@ class Scores:
         return predicted
 
 
-def probe(args, split, classes):
-    """Rows of the checkpoint's features. -> metrics, mu of training and test images, the classes predicted from mu."""
-    model, _ = vae.load(args.checkpoint, split.images.device)
+def probe(args, model, split, classes):
+    """Rows of the features of `model`, a VAE. -> metrics, the classes predicted of the test images from mu."""
     scores = Scores(split, classes, args.seed)
     predicted = scores.add("mu", lambda x: vae.encode(model, x))
     if args.latent == "sample":
@@ -263,7 +266,7 @@ def probe(args, split, classes):
         theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
         truth = split.test_labels.cpu()
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
-    return metrics | {"rows": scores.rows}, model, predicted
+    return metrics | {"rows": scores.rows}, predicted
 
 
 def supervised(args, run, split, classes):
@@ -280,6 +283,8 @@ def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "probe.py", argv)
+    if not args.supervised:
+        model, _ = vae.load(args.checkpoint, device)
     split = data.splits(args, device, labelled=True)
     data.note_files(args, split)
     if len(split.images) < 10:
@@ -289,7 +294,7 @@ def main(argv=None):
         found, model, predicted = supervised(args, run, split, classes)
     else:
         run.write_args()
-        found, model, predicted = probe(args, split, classes)
+        found, predicted = probe(args, model, split, classes)
     names, truth = split.classes, split.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}

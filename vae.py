@@ -43,7 +43,7 @@ def parse_args(argv=None):
     add("--contrastive", type=number(float, 0), default=0.0, help="weight of contrastive.py's term; 0: without")
     add("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
     add("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
-    return runs.parse(parser, argv, script.REUSE, script.MAY_DIFFER)
+    return runs.parse(parser, argv, "vae.py", script.REUSE, script.MAY_DIFFER)
 
 
 # --- model --------------------------------------------------------------------------------------------------------

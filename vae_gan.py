@@ -49,7 +49,7 @@ def parse_args(argv=None):
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
     parser.add_argument("--gamma", type=number(float, 0), default=1e-2, help="likelihood against GAN in decoder")
     parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
-    return runs.parse(parser, argv, script.REUSE, (*script.MAY_DIFFER, "compare"))
+    return runs.parse(parser, argv, "vae_gan.py", script.REUSE, (*script.MAY_DIFFER, "compare"))
 
 
 # --- model --------------------------------------------------------------------------------------------------------

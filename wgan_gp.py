@@ -70,7 +70,7 @@ def parse_args(argv=None):
     add("--critic-end", type=runs.number(float, 0, 1), default=0.3, help="share of --critic-lr at the end (linear)")
     add("--ema", type=runs.number(float, 0, 0.999999), default=0.999, help="largest decay of the weights' average")
     add("--capture", action=BooleanOptionalAction, default=False, help="CUDA graphs (CUDA only)")
-    return runs.parse(parser, argv, reuse=("resume", "sample"), may_differ=("capture",))
+    return runs.parse(parser, argv, "wgan_gp.py", reuse=("resume", "sample"), may_differ=("capture",))
 
 
 # --- models -----------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def add_run_flags(parser, name):
     parser.add_argument("--resume", action="store_true", help="continue runs/NAME from its checkpoint")
 
 
-def parse(parser, argv=None, reuse=("resume",), may_differ=()):
+def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
     """Parse argv. With one of the `reuse` flags set, the flags saved in runs/NAME/checkpoint.pt become the defaults.
 
     A flag given on the command line that contradicts the saved one is an error unless listed in `may_differ`:
@@ -130,8 +130,10 @@ def parse(parser, argv=None, reuse=("resume",), may_differ=()):
     args = parser.parse_args(argv)
     if not any(getattr(args, flag, None) for flag in reuse):
         return args
-    saved = load_checkpoint(ROOT / args.name / "checkpoint.pt")["args"]
-    saved = {key: value for key, value in saved.items() if hasattr(args, key) and key not in ("name", *reuse)}
+    path = ROOT / args.name / "checkpoint.pt"
+    state = load_checkpoint(path)
+    check_script(state, script or state["script"], path)
+    saved = {key: value for key, value in state["args"].items() if hasattr(args, key) and key not in ("name", *reuse)}
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     for key, value in saved.items():
@@ -235,6 +237,12 @@ def load_checkpoint(path):
     if not (isinstance(state, dict) and {"script", "args", "step"} <= set(state)):
         raise UserError(f"{path} is not a checkpoint of these scripts: train anew, or give another --name")
     return state
+
+
+def check_script(state, script, path):
+    """Raises UserError unless the checkpoint `state` is one of `script`, e.g. "vae.py"."""
+    if state["script"] != script:
+        raise UserError(f"{path} was made by {state['script']}, not {script}: give another --name")
 
 
 def load_weights(module, weights, path):
@@ -392,10 +400,7 @@ class Run:
     def load(self):
         """-> the checkpoint of this run. Raises UserError when another script made it."""
         state = load_checkpoint(self / "checkpoint.pt")
-        if state.get("script") != self.script:
-            raise UserError(
-                f"{self / 'checkpoint.pt'} was made by {state.get('script')}, not {self.script}: give another --name"
-            )
+        check_script(state, self.script, self / "checkpoint.pt")
         return state
 
     def log(self, **record):

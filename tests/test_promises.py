@@ -156,7 +156,7 @@ SCRIPTS = [
         probe,
         short=(*IMAGES, *SMALL, "--log-every", 2),
         long=("--epochs", 100_000),
-        diverges=("--lr", 1e30),  # not ONE_STEP: it measures the loss before the update alone
+        diverges=("--lr", 1e30, *ONE_STEP),
         advice="lower --lr",
         other=("--batch-size", 20, 30),
         bad=OF_IMAGES
@@ -384,6 +384,8 @@ def wait_until(condition, process, seconds=300):
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint_and_ctrl_c_saves_it(script, here, refused):
+    if script.module not in (vae, wgan_gp):
+        pytest.skip("benchmarks/faults.py kills all five; here their Loop is the same, and a process takes its time")
     flags = ["--device", "cpu", "--name", "killed"]
     file = Path("runs/killed/checkpoint.pt")
     process = start(script, *script.short, *script.long, *flags)
