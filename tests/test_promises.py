@@ -163,7 +163,7 @@ SCRIPTS = [
         | {
             ("--against", "runs/vae"): "--against compares checkpoints",
             ("runs/vae",): "give either a checkpoint",
-            ("--data", "images/class0"): "have 1 classes",
+            ("--data", "images/class0"): "has one class",
         },
     ),
 ]
