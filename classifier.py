@@ -166,15 +166,12 @@ def main(argv=None):
     net.whiten(found.images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
     net, spent = train(args, run, net, found)
-    metrics = {
-        **evaluate(net, found.test, found.test_labels),
-        "parameters": sum(p.numel() for p in net.parameters()),
-        **spent,
-    }
-    runs.write_json(run / "metrics.json", metrics)
+    metrics = evaluate(net, found.test, found.test_labels)
+    metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
     pictures.plot_curves(run.read_log(), run / "curves.png", titles)
     export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
+    runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     title = f"{args.data}, {len(found.test)} {'held-out training' if args.holdout else 'test'} images"
     run.summary(title, metrics)
 

@@ -22,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 import time
 
 import torch
@@ -62,8 +63,9 @@ def parse_args(argv=None):
     parser.set_defaults(name=f"{run_name(args.checkpoint)}-probe")
     parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "data_files", "holdout") if key in saved})
     args = parser.parse_args(argv)
-    if args.data != saved.get("data"):
-        args.data_files = None  # they are those of other data
+    if args.data != saved.get("data"):  # other data: what the checkpoint says of its own is void
+        parser.set_defaults(data_files=None, holdout=0)
+        args = parser.parse_args(argv)
     return args
 
 
@@ -156,7 +158,7 @@ def classify(train, labels, test, classes, seed):
 
 def run_name(path):
     """The name of the run to which a folder or checkpoint.pt belongs."""
-    return runs.checkpoint_file(path).resolve().parent.name
+    return re.sub(r"[^A-Za-z0-9._-]", "_", runs.checkpoint_file(path).resolve().parent.name)
 
 
 @torch.no_grad()
@@ -293,6 +295,8 @@ def main(argv=None):
     if args.supervised:
         found, model, predicted = supervised(args, run, split, classes)
     else:
+        if (run / "checkpoint.pt").exists():
+            raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
         run.write_args()
         found, predicted = probe(args, model, split, classes)
     names, truth = split.classes, split.test_labels.cpu()

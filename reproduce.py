@@ -21,6 +21,7 @@ is the same. Results that were made with another --epochs or --precision are not
 runs/reproduce then. --quick writes into runs/ alone: runs/quick-NAME and runs/quick.
 """
 
+import os
 import re
 import sys
 from dataclasses import dataclass
@@ -174,6 +175,8 @@ def earlier_parts(args, rulers):
     """What training buys: distances and probe of each copy of a model's folder as it was at epoch N, NAME-epochN."""
     for model, spec in MODELS.items():
         for copy in sorted(runs.ROOT.glob(f"{folder(model, args)}_seed_0-epoch*")):
+            if not re.search(r"-epoch\d+$", copy.name):  # a probe of one, or one moved aside
+                continue
             run = f"{model}_seed_0-{copy.name.rpartition('-')[2]}"
             yield measuring_part(args, run, spec, rulers, ("classifier",))
             yield probe_part(args, run, (f"measure_{run}",), "--seed 0")
@@ -260,6 +263,8 @@ def finished(part, parts, args):
     needed += [file.with_name("args.json"), file.with_name("checkpoint.pt"), *map(Path, (part.rulers or {}).values())]
     if not metrics or any(p.exists() and p.stat().st_mtime > file.stat().st_mtime for p in needed):
         return False
+    if part.script == "wgan_gp.py" and "sigma" not in metrics:  # of an earlier commit, whose defaults were others
+        return False
     if part.rulers is not None:
         return all(f"{ruler}_generation_expost" in by_ruler(metrics) for ruler in part.rulers)
     return contradictions(part, args) == (set(), set())
@@ -270,6 +275,8 @@ def resumable(part, args):
     differ = contradictions(part, args)
     if not part.resumes or differ is None or not (runs.ROOT / part.folder / "checkpoint.pt").exists():
         return False
+    if part.script == "wgan_gp.py" and "command" not in read_json(runs.ROOT / part.folder / "args.json"):
+        return False  # of an earlier commit, whose critic was another
     epochs = [re.fullmatch(r"--epochs (\d+)", " ".join(flags)) for flags in differ]
     return differ == (set(), set()) or (all(epochs) and int(epochs[0][1]) < int(epochs[1][1]))
 
@@ -316,7 +323,10 @@ def write_results(parts, args):
 
 def main(argv=None):
     args = parse_args(argv)
-    work(args).mkdir(parents=True, exist_ok=True)
+    if "RANK" in os.environ:
+        raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
+    runs.try_writing(work(args) / "results.json")
+    runs.lock(work(args), instead="")
     measures = not args.only or any("measure_".startswith(name) or name.startswith("measure_") for name in args.only)
     parts = table(args, find_rulers(args) if measures else {})
     names, open_parts = chosen(parts, args.only), unfinished(parts, args)

@@ -40,7 +40,7 @@ def parse_args(argv=None):
     script.add_flags(parser, name="vae", batch_size=128, lr=5e-4)
     add, sigma = parser.add_argument, number(float, 1e-4, 1e4, words=("auto",))
     add("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
-    add("--contrastive", type=number(float, 0), default=0.0, help="weight of contrastive.py's term; 0: without")
+    add("--contrastive", type=number(float, 0), default=0.0, help="weight of common/contrastive.py's term; 0: without")
     add("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
     add("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
     return runs.parse(parser, argv, "vae.py", script.REUSE, script.MAY_DIFFER)
@@ -184,7 +184,8 @@ def make_update(vae, average, optimizer, images, args):
             numbers = {"loss": loss, "nll": nll.mean(), "kl": kl.mean(), "mse": mse}
             if u is not None:
                 numbers["contrast"] = contrastive.term(vae.encoder, x, codes[0], u).mean()
-                numbers["loss"] = loss = loss + args.contrastive * numbers["contrast"]
+                loss = loss + args.contrastive * numbers["contrast"]
+                numbers["loss"] = loss
         loss.backward()
         ranks.average_gradients(parameters)
         optimizer.step()

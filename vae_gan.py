@@ -45,7 +45,9 @@ def parse_args(argv=None):
     script.add_flags(parser, name="vae_gan", batch_size=64, lr=3e-4)
     parser.add_argument("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
     weight = number(float, 0)
-    parser.add_argument("--contrastive", type=weight, default=0.0, help="weight of contrastive.py's term; 0: without")
+    parser.add_argument(
+        "--contrastive", type=weight, default=0.0, help="weight of common/contrastive.py's term; 0: without"
+    )
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
     parser.add_argument("--gamma", type=number(float, 0), default=1e-2, help="likelihood against GAN in decoder")
     parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")

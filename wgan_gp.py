@@ -114,6 +114,9 @@ class Critic(Network):
 
     def __init__(self, width=128, depth=2, scale=10.0):
         super().__init__(2, 1, width, depth, scale, nn.LeakyReLU(0.2))
+        self.register_buffer(
+            "slope", torch.tensor(0.2)
+        )  # in a checkpoint it tells this critic from the earlier, of ReLU
         # A unit of the first layer bends along a line. With PyTorch's biases all these lines pass near the centre, so
         # those that meet a mode run along the line through the means: the critic would not see a mode's width along it.
         with torch.no_grad():
@@ -232,7 +235,10 @@ def plot_curves(records, truth, sigma, path):
             if label and not (scale == "log" and value(truth) <= 0):
                 axis.axhline(value(truth), color=line.get_color(), ls="--", lw=0.8)
         axis.set(title=title, xlabel="generator iterations")
-        axis.set_yscale(scale, **({"linthresh": 0.01} if scale == "symlog" else {}))
+        if scale == "symlog":
+            axis.set_yscale(scale, linthresh=0.01)
+        else:
+            axis.set_yscale(scale)
         if "" not in lines:
             axis.legend(fontsize=8)
 
@@ -274,7 +280,12 @@ def build(args, device):
 
 def sampler(generator, args, device):
     """-> sample(n, stream): n samples of the generator on the CPU, the latent drawn there from `stream`."""
-    return torch.no_grad()(lambda n, stream: generator(sample_latent(n, args.latent_dim, stream).to(device)).cpu())
+
+    @torch.no_grad()
+    def sample(n, stream):
+        return generator(sample_latent(n, args.latent_dim, stream).to(device)).cpu()
+
+    return sample
 
 
 def draw_batches(args, device, step):
@@ -308,6 +319,7 @@ def train(args, run, device):
                 norm = gradient_norm(critic, x_interp).mean().item()
                 loop.log(wasserstein=estimate.item(), gradient_norm=norm)
             if loop.saves():
+                loop.check_weights()  # W2 of nan has no answer
                 found = {}
                 if loop.complete():
                     found = measure(sample, args.sigma, 1, args.seed, "look", step)

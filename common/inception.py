@@ -64,7 +64,7 @@ def wanted_extractor(fid, features, device):
         return None
     try:
         return load_extractor(features=features, device=device)
-    except UserError as error:
+    except (UserError, SystemExit) as error:  # SystemExit: main_first's, in the ranks beside the main one
         if features:
             raise
         note(f"there will be no FID: {error}")

@@ -56,7 +56,7 @@ class Job:
                 printed = json.loads("{" + self.out.read_text().rpartition("\n{\n")[2])
                 runs.write_json(runs.ROOT / part.folder / "metrics.json", printed)
         before = read_json(self.note).get("seconds", 0) if self.resume else 0
-        note = {"seconds": before + self.seconds(), "versions": runs.versions()}
+        note = {"seconds": before + self.seconds(), "versions": runs.versions("cpu" if part.cpu else None)}
         runs.write_json(self.note, note | ({"command": part.command} if code == 0 else {}))
         if code:
             return self.last() or f"exit status {code}"
@@ -105,6 +105,9 @@ class Queue:
         finally:
             for which, handler in handlers.items():
                 signal.signal(which, handler)
+            for job in self.jobs.values():  # none is left behind, whatever went wrong here
+                if job.process.poll() is None:
+                    job.process.send_signal(signal.SIGINT)
         return self.failed
 
     def collect(self):

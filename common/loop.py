@@ -213,7 +213,10 @@ class Loop:
         """
         self.check_finite(found)
         self.check_weights()
-        sums = None if self.sums is None else self.sums.cpu()
+        sums = None
+        if self.sums is not None:
+            ranks.all_reduce_mean(self.sums)  # so that every rank may take them as its own when it resumes
+            sums = self.sums.cpu()
         if self.complete():  # before the checkpoint: resuming drops lines that are ahead of it, and misses none
             where = {"step": self.step}
             if self.per_epoch:

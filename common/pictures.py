@@ -116,6 +116,11 @@ def write_gif(frames, path):
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
+def plain(names):
+    """Names of a person's folders as matplotlib shows them as they are: "$" would begin a formula."""
+    return [name.replace("$", r"\$") for name in names]
+
+
 def plot_confusion(predicted, labels, names, path):
     """Rows true, columns predicted, per cent of the true class -> one PNG."""
     counts = torch.zeros(len(names), len(names)).index_put_((labels, predicted), torch.ones(len(labels)), True)
@@ -125,8 +130,8 @@ def plot_confusion(predicted, labels, names, path):
     for i, row in enumerate(share.tolist()):
         for j, value in enumerate(row):
             ax.text(j, i, f"{value:.0f}", ha="center", va="center", color="white" if value > 55 else "black", size=9)
-    ax.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    ax.set_yticks(range(len(names)), names)
+    ax.set_xticks(range(len(names)), plain(names), rotation=45, ha="right")
+    ax.set_yticks(range(len(names)), plain(names))
     ax.set(xlabel="predicted", ylabel="true", title="per cent of the true class")
     save_figure(figure, path)
 
@@ -151,7 +156,7 @@ def plot_latents(train, labels, test, test_labels, names, path, n=3000):
     }
     figure, panels = plt.subplots(1, 2, figsize=(13, 5.6), dpi=100, layout="constrained")
     for ax, (title, plane) in zip(panels, planes.items(), strict=True):
-        for c, name in enumerate(names):
+        for c, name in enumerate(plain(names)):
             points = (test[test_labels == c] @ plane).T.numpy()
             ax.scatter(*points, s=6, alpha=0.7, color=plt.cm.tab10(c % 10), label=name)
         ax.set(title=f"mu of test images, {title}", xticks=[], yticks=[])

@@ -255,8 +255,8 @@ def load_weights(module, weights, path):
         ) from None
 
 
-def versions():
-    """What a result depends on besides its flags."""
+def versions(device=None):
+    """What a result depends on besides its flags. device: --device, where there is one."""
     commit = None
     here = Path(__file__).resolve().parents[1]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -266,13 +266,13 @@ def versions():
         "python": platform.python_version(),
         "torch": torch.__version__,
         "commit": commit,
-        "machine": machine(),
+        "machine": machine(device),
     }
 
 
-def machine():
-    """The hardware in words, e.g. 'AMD EPYC, 2 threads' or a GPU's name."""
-    if torch.cuda.is_available():
+def machine(device=None):
+    """The hardware in words, e.g. 'AMD EPYC, 2 threads' or a GPU's name, where `device` does not say cpu."""
+    if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -296,7 +296,7 @@ def typed(script, argv=None):
 LOCKS = {}  # {file: descriptor} of the locks that this process holds until it ends
 
 
-def lock(folder):
+def lock(folder, instead=", or give another --name"):
     """Make this process the only one that works in `folder`, until it ends, however it ends. Raises UserError.
 
     The lock is the operating system's (flock), on the file .NAME.lock beside the folder: what a crashed or killed
@@ -314,10 +314,12 @@ def lock(folder):
         ) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         holder = os.read(descriptor, 500).decode(errors="replace") or "another process"
         os.close(descriptor)
-        raise UserError(f"{folder} is in use by {holder}: wait until that ends, or give another --name") from error
+        raise UserError(f"{folder} is in use by {holder}: wait until that ends{instead}") from error
+    except OSError as error:  # a file system without locks
+        streams.note(f"two runs of one name would not be noticed in {folder.parent}: {error.strerror}")
     command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.truncate(descriptor, 0)
@@ -360,7 +362,10 @@ class Run:
 
     def write_args(self):
         """args.json: the command, all flags, and what a result depends on besides them."""
-        write_json(self / "args.json", {"script": self.script, "command": self.command, **self.args, **versions()})
+        write_json(
+            self / "args.json",
+            {"script": self.script, "command": self.command, **self.args, **versions(self.args.get("device"))},
+        )
 
     def go_on(self):
         """With --resume and other --epochs than before: args.json says so, what was measured before is kept aside."""
@@ -387,12 +392,16 @@ class Run:
         """Load checkpoint.pt into modules and optimisers. -> the whole record."""
         state = self.load()
         for name, part in parts.items():
+            if name not in state:
+                raise UserError(f"{self / 'checkpoint.pt'} holds no {name}: an earlier version made it; train anew")
             if isinstance(part, torch.optim.Optimizer):
-                where = [group["lr"] for group in part.param_groups]
+                where = [(group["lr"], group.get("capturable")) for group in part.param_groups]
                 part.load_state_dict(state[name])
-                for group, lr in zip(part.param_groups, where, strict=True):
+                for group, (lr, capturable) in zip(part.param_groups, where, strict=True):
                     if isinstance(lr, torch.Tensor):  # it belongs on the device; the checkpoint was read on the CPU
                         group["lr"] = lr.copy_(group["lr"])
+                    if capturable is not None:  # of this device, not of the one that made the checkpoint
+                        group["capturable"] = capturable
             else:
                 load_weights(part, state[name], self / "checkpoint.pt")
         return state

@@ -6,10 +6,10 @@ from pathlib import Path
 from common import data, devices, pictures, runs
 from common.inception import wanted_extractor
 from common.loop import add_training_flags, check_batch
-from common.runs import number
+from common.runs import UserError, number
 
 REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
-MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "fid", "features")  # flags that may change then
+MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "features")  # flags that may change then
 
 
 def add_flags(parser, name, batch_size, lr):
@@ -49,13 +49,16 @@ def wanted_extractors(args, device):
     if isinstance(names, str):  # from the checkpoint of an earlier commit
         names = [names]
     found = [wanted_extractor(args.fid, None if name == "inception" else name, device) for name in names]
-    return [extractor for extractor in found if extractor]
+    found = [extractor for extractor in found if extractor]
+    if len({extractor.ruler for extractor in found}) < len(found):
+        raise UserError("two of --features have one name, under which their distances would be kept: rename one")
+    return found
 
 
 def restore(run, average):
-    """Load a run's averaged model -> {"step", "seconds"} of its training."""
+    """Load a run's averaged model -> {"step", "seconds", "cpu_seconds"} of its training."""
     state = run.restore({"average": average})
-    return {"step": state["step"], "seconds": state["seconds"]}
+    return {key: state[key] for key in ("step", "seconds", "cpu_seconds") if key in state}
 
 
 def write_samples(run, args, samples):
@@ -89,13 +92,13 @@ def finish(run, args, metrics, test, made, curves):
     """
     detail = data.high_frequency_energy(test)
     metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}
-    runs.write_json(run / "metrics.json", metrics)
     pictures.plot_curves(run.read_log(), run / "curves.png", curves)
     rows = [test[:64], made["reconstruction"][:64]]
     pictures.plot_rows(rows, run / "reconstructions.png", "test images, each row above its reconstructions")
     pictures.plot_grid(made["generation"][:128], run / "samples-normal.png", "samples, z ~ N(0, I)")
     expost = "samples, z ~ Gaussian fitted to training codes"
     pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
+    runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     run.summary(f"{args.data}, {len(test)} {of(args)} images", metrics)
     if args.fid == "auto" and test.device.type == "cpu":
         print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")

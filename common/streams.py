@@ -7,7 +7,7 @@ from common import ranks
 
 
 class Lasting:
-    """A text stream that falls silent, instead of raising, when its reader has gone away (`| head -1`)."""
+    """A text stream that falls silent, instead of raising, when nobody can read it any more (`| head -1`)."""
 
     def __init__(self, stream):
         self.stream = stream
@@ -18,14 +18,14 @@ class Lasting:
     def write(self, text):
         try:
             return self.stream.write(text)
-        except BrokenPipeError:
+        except OSError:  # a broken pipe, a full disk under `2> log`, a terminal that is gone
             self.silence()
             return len(text)
 
     def flush(self):
         try:
             self.stream.flush()
-        except BrokenPipeError:
+        except OSError:
             self.silence()
 
     def silence(self):

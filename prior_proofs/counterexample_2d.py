@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import sympy as sp
 
-# The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for runs.py.
+# The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for common/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import runs  # noqa: E402

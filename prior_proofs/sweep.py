@@ -203,7 +203,7 @@ def run(args, script, theorem, steps, cases, control, title, figure, shown, loss
                 figures.draw_losses(folder / losses[0], shown[0].label, some(losses[1]), alone)
                 print(f"  figure: {folder / losses[0]}")
         record |= {"seconds": round(time.time() - began, 1), "cpu_seconds": round(time.process_time() - used, 1)}
-        record |= runs.versions()
+        record |= runs.versions("cpu")
         runs.write_json(folder / "metrics.json", record)
         print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s, {record['cpu_seconds']} s of one core")
     if args.json:

@@ -63,7 +63,7 @@ def fakes(in_tmp, monkeypatch):
     monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
     monkeypatch.setattr(jobs, "WAIT", 0.01)
-    monkeypatch.setattr(runs, "versions", lambda: {"commit": None})  # asks git each time
+    monkeypatch.setattr(runs, "versions", lambda device=None: {"commit": None})  # asks git each time
     log = in_tmp / "ran.txt"
     return lambda: log.read_text().splitlines() if log.exists() else []
 
@@ -368,9 +368,10 @@ def test_every_command_is_one_that_its_script_parses(flags, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     rulers = {"fd_features": "a.pt2", "fd_imagenet": "b.pt2", "fid": "inception"}
     parts = reproduce.table(reproduce.parse_args(flags), rulers)
-    monkeypatch.setattr(runs, "load_checkpoint", lambda path: {"args": {}})
     before = set()
     for part in parts.values():
+        saved = {"script": part.script, "args": {}}
+        monkeypatch.setattr(runs, "load_checkpoint", lambda path, saved=saved: saved)
         assert set(part.needs) <= before
         before.add(part.name)
         module = importlib.import_module(part.script.removesuffix(".py").replace("/", "."))
