@@ -340,8 +340,8 @@ def versus(probe):
 def references(found):
     """What has one seed -> {title: {"accuracy", "interval"} in per cent, or None}."""
     rows = {  # title: kind of run, row of its metrics
-        "ceiling: trained with labels, 128 dimensions": ("supervised_128", "supervised"),
-        "ceiling: trained with labels, 64 dimensions": ("supervised_64", "supervised"),
+        "reference: trained with labels, 128 dimensions": ("supervised_128", "supervised"),
+        "reference: trained with labels, 64 dimensions": ("supervised_64", "supervised"),
         "its mu, frozen (128)": ("probe_supervised_128", "mu"),
         "baseline: raw pixels": ("probe_vae_128", "raw pixels"),
         "baseline: principal components, 128": ("probe_vae_128", "principal components"),

@@ -210,7 +210,7 @@ def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
         assert reversed_rows[name]["accuracy"] == pytest.approx(100 - row["accuracy"])
 
 
-def test_the_ceiling_is_trained_and_can_be_probed(in_tmp, image_folder, capsys):
+def test_the_reference_is_trained_and_can_be_probed(in_tmp, image_folder, capsys):
     flags = [
         "--supervised",
         "--data",

@@ -544,8 +544,8 @@ def test_classification():
     assert row(text, "VAE, 128 dimensions")[1:4] == ["2", "41.00 ± 1.41", "39.00 to 41.00"]
     gan = row(text, "VAE-GAN, 128")
     assert gan[2] == "43.00" and gan[-1] == "+3.00 (+2.00 to +4.00) to VAE, 128 dimensions, p = 0.001"
-    assert row(text, "ceiling: trained with labels, 128 dimensions")[2:4] == ["75.00", "74.00 to 76.00"]
-    assert row(text, "ceiling: trained with labels, 64 dimensions")[2] == "not measured"
+    assert row(text, "reference: trained with labels, 128 dimensions")[2:4] == ["75.00", "74.00 to 76.00"]
+    assert row(text, "reference: trained with labels, 64 dimensions")[2] == "not measured"
     assert row(text, "baseline: raw pixels")[2] == "38.00"
     assert row(text, "baseline: untrained encoder, 128")[2] == "not measured"
     assert row(text, "classifier.py's ResNet, end to end")[2:4] == ["93.00", "92.50 to 93.50"]
