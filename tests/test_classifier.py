@@ -135,6 +135,7 @@ def test_the_program_has_plain_operators_only(exported):
 
 def test_two_classes_separate_and_a_run_leaves_what_it_promises(in_tmp, image_folder, capsys):
     flags = "--device cpu --batch-size 30 --log-every 1 --epochs 4 --name whole".split()
+    flags += ["--lr", "0.1"]  # the default is for 1,000 steps, and leaves 8 to chance
     classifier.main(["--data", str(image_folder), *flags])
     files = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "features.pt2"}
     assert set(os.listdir("runs/whole")) == files
