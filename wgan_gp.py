@@ -35,7 +35,7 @@ from torch import nn
 
 from common import devices, pictures, runs
 from common.loop import Loop
-from common.two_gaussians import MEANS, goals, measure, mode_axes, sample_real
+from common.two_gaussians import MEANS, goals, measure, plot_curves, sample_real
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
 BETAS = (0.0, 0.99)  # Adam; the paper has (0, 0.9)
@@ -221,42 +221,6 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     for axis in axes:
         axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
-    pictures.save_figure(figure, path, dpi=75)
-
-
-def plot_curves(records, truth, sigma, path):
-    """The log's curves; a dashed line is what as many samples of the truth give."""
-    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained", sharex=True)
-
-    def panel(axis, title, scale, rows, lines):
-        """lines: {label: function of a record}; one without a label has no counterpart in the truth."""
-        for label, value in lines.items():
-            (line,) = axis.plot([r["step"] for r in rows], [value(r) for r in rows], lw=1, label=label)
-            if label and not (scale == "log" and value(truth) <= 0):
-                axis.axhline(value(truth), color=line.get_color(), ls="--", lw=0.8)
-        axis.set(title=title, xlabel="generator iterations")
-        if scale == "symlog":
-            axis.set_yscale(scale, linthresh=0.01)
-        else:
-            axis.set_yscale(scale)
-        if "" not in lines:
-            axis.legend(fontsize=8)
-
-    def std(mode, direction):
-        return lambda r: mode_axes(r["mode_covariances"][mode])[direction] / sigma
-
-    game = [r for r in records if "wasserstein" in r]
-    panel(axes[0, 0], "Wasserstein estimate of the critic", "symlog", game, {"": lambda r: r["wasserstein"]})
-    panel(axes[0, 1], "critic's gradient norm at interpolates", "linear", game, {"": lambda r: r["gradient_norm"]})
-    looks = [r for r in records if "w2" in r]
-    weights = {f"mode {k + 1}": lambda r, k=k: r["mode_weights"][k] for k in (0, 1)}
-    panel(axes[0, 2], "mode weights", "linear", looks, weights)
-    distances = {"both modes": lambda r: r["w2"], "within a mode": lambda r: np.mean(r["w2_mode"])}
-    panel(axes[1, 0], "exact $W_2$ on 2000 points", "log", looks, distances)
-    stds = {f"mode {k + 1}, {way}": std(k, i) for k in (0, 1) for i, way in enumerate(("narrowest", "widest"))}
-    panel(axes[1, 1], "standard deviations over the true one", "linear", looks, stds)
-    shares = {"farther than 3 sigma": lambda r: 1 - r["within_3_sigma"], "bridge": lambda r: r["bridge"]}
-    panel(axes[1, 2], "share of samples off the modes", "log", looks, shares)
     pictures.save_figure(figure, path, dpi=75)
 
 

@@ -1,4 +1,4 @@
-"""Two Gaussians in the plane: how to draw from them, and how far samples are from them.
+"""Two Gaussians in the plane: how to draw from them, how far samples are from them, and curves of that.
 
 What wgan_gp.py learns, and how it is judged. Nothing here knows a network.
 """
@@ -6,12 +6,13 @@ What wgan_gp.py learns, and how it is judged. Nothing here knows a network.
 import math
 from dataclasses import dataclass
 
+import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
-from common import devices
+from common import devices, pictures
 
 MEANS = ((0.5, 0.5), (-0.5, -0.5))
 N_W2, N_STATISTICS = 2000, 20_000  # samples in a W2; in the shares, means and standard deviations
@@ -139,3 +140,39 @@ def goals(metrics, sigma):
         "far": Goal("share farther than 3 sigma from both modes", 1 - metrics["within_3_sigma"], 0.02),
         "w2": Goal("W2 within the worse mode over its floor", w2_ratio, 1.35),
     }
+
+
+def plot_curves(records, truth, sigma, path):
+    """The log's curves; a dashed line is what as many samples of the truth give."""
+    figure, axes = plt.subplots(2, 3, figsize=(12, 6.2), layout="constrained", sharex=True)
+
+    def panel(axis, title, scale, rows, lines):
+        """lines: {label: function of a record}; one without a label has no counterpart in the truth."""
+        for label, value in lines.items():
+            (line,) = axis.plot([r["step"] for r in rows], [value(r) for r in rows], lw=1, label=label)
+            if label and not (scale == "log" and value(truth) <= 0):
+                axis.axhline(value(truth), color=line.get_color(), ls="--", lw=0.8)
+        axis.set(title=title, xlabel="generator iterations")
+        if scale == "symlog":
+            axis.set_yscale(scale, linthresh=0.01)
+        else:
+            axis.set_yscale(scale)
+        if "" not in lines:
+            axis.legend(fontsize=8)
+
+    def std(mode, direction):
+        return lambda r: mode_axes(r["mode_covariances"][mode])[direction] / sigma
+
+    game = [r for r in records if "wasserstein" in r]
+    panel(axes[0, 0], "Wasserstein estimate of the critic", "symlog", game, {"": lambda r: r["wasserstein"]})
+    panel(axes[0, 1], "critic's gradient norm at interpolates", "linear", game, {"": lambda r: r["gradient_norm"]})
+    looks = [r for r in records if "w2" in r]
+    weights = {f"mode {k + 1}": lambda r, k=k: r["mode_weights"][k] for k in (0, 1)}
+    panel(axes[0, 2], "mode weights", "linear", looks, weights)
+    distances = {"both modes": lambda r: r["w2"], "within a mode": lambda r: np.mean(r["w2_mode"])}
+    panel(axes[1, 0], "exact $W_2$ on 2000 points", "log", looks, distances)
+    stds = {f"mode {k + 1}, {way}": std(k, i) for k in (0, 1) for i, way in enumerate(("narrowest", "widest"))}
+    panel(axes[1, 1], "standard deviations over the true one", "linear", looks, stds)
+    shares = {"farther than 3 sigma": lambda r: 1 - r["within_3_sigma"], "bridge": lambda r: r["bridge"]}
+    panel(axes[1, 2], "share of samples off the modes", "log", looks, shares)
+    pictures.save_figure(figure, path, dpi=75)
