@@ -27,7 +27,9 @@ def plot_curves(log, path, titles):
 
     Records that hold "loss" are of training batches, the others of test images.
     """
-    figure, axes = plt.subplots(1, len(titles), figsize=(4.4 * len(titles), 3.6), dpi=100, layout="constrained")
+    size = (4.4 * len(titles), 3.6)
+    figure, axes = plt.subplots(1, len(titles), figsize=size, dpi=100, layout="constrained", squeeze=False)
+    axes = axes[0]
     for ax, (key, title) in zip(axes, titles.items(), strict=True):
         train, test = ([r for r in log if key in r and ("loss" in r) == kind] for kind in (True, False))
         ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
