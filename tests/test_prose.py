@@ -24,6 +24,7 @@ PLAIN = {"2", "3", "4", "8", "10", "20", "64", "128", "300", "1024", "10,000", "
 # of runs that are not in results.json, each beside its command; then: read off a picture; batch norm at the start
 ELSEWHERE = {"36.9", "13", "16", "425", "438", "377", "152", "187", "226", "233", "228", "218"}
 ELSEWHERE |= {"0.7", "0.1", "0.2", "0", "1"}
+ELSEWHERE |= {"89.0", "2,000", "81.6", "5,000", "6.1"}  # benchmarks/imagenet_features.py --check
 
 
 def of(model, key):
