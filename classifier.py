@@ -172,7 +172,7 @@ def main(argv=None):
     pictures.plot_curves(run.read_log(), run / "curves.png", titles)
     export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
-    title = f"{args.data}, {len(found.test)} {'held-out training' if args.holdout else 'test'} images"
+    title = f"{args.data}, {len(found.test)} {data.measured_on(args)} images"
     run.summary(title, metrics)
 
 

@@ -109,9 +109,14 @@ def note_files(args, found):
     args.data_files = now
 
 
+def measured_on(args):
+    """What the images are on which a model is measured, in words."""
+    return "held-out training" if args.holdout else "test"
+
+
 def understood(args, found, done, left_out):
     """The line that says what the data are."""
-    held = "held-out training" if args.holdout else "test"
+    held = measured_on(args)
     line = f"data: {args.data}, {len(found.images)} training and {len(found.test)} {held} images"
     if found.classes:
         counts = []

@@ -68,14 +68,9 @@ def write_samples(run, args, samples):
     print(f"{len(samples)} samples are in {folder}")
 
 
-def of(args):
-    """What the images are on which a model is measured, in words."""
-    return "held-out training" if args.holdout else "test"
-
-
 def label(args):
     """The name of the measured images' statistics in the cache."""
-    return f"{Path(args.data).name}-{of(args).split()[0]}"
+    return f"{Path(args.data).name}-{data.measured_on(args).split()[0]}"
 
 
 def distance_sets(args, **sets):
@@ -99,7 +94,7 @@ def finish(run, args, metrics, test, made, curves):
     expost = "samples, z ~ Gaussian fitted to training codes"
     pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
-    run.summary(f"{args.data}, {len(test)} {of(args)} images", metrics)
+    run.summary(f"{args.data}, {len(test)} {data.measured_on(args)} images", metrics)
     if args.fid == "auto" and test.device.type == "cpu":
         print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
         print(f"  python {run.script} --name {args.name} --eval-only --fid 10000")
