@@ -377,9 +377,8 @@ class Run:
             (self / "metrics.json").rename(self / f"metrics-epoch{before}.json")
         if "command" in made:
             made["command"] = re.sub(r" --epochs[ =]\S+", "", made["command"]) + f" --epochs {epochs}"
-        write_json(
-            self / "args.json", made | {"epochs": epochs, "commit": f"{made.get('commit')}, {versions()['commit']}"}
-        )
+        known = [commit for commit in (made.get("commit"), versions()["commit"]) if commit]  # none outside of git
+        write_json(self / "args.json", made | {"epochs": epochs, "commit": ", ".join(known) or None})
 
     def save(self, step, parts, **plain):
         """Write checkpoint.pt. parts: {name: module or optimiser}; `plain` holds plain values and tensors."""
