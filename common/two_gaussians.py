@@ -93,6 +93,16 @@ def measure(sample, sigma, draws, *key):
     return found | statistics(sample(N_STATISTICS, devices.generator("cpu", *key, "statistics")), sigma)
 
 
+def measure_truth(sigma, draws, seed):
+    """What real samples measure against real samples: no generator can be asked for less.
+
+    -> sigma; truth: what `measure` gives; w2_floor and w2_mode_floor: its distances, the latter the mean of both modes
+    """
+    truth = measure(lambda n, stream: sample_real(n, sigma, stream), sigma, draws, seed, "truth")
+    floors = {"w2_floor": truth["w2"], "w2_mode_floor": float(np.mean(truth["w2_mode"]))}
+    return floors | {"sigma": sigma, "truth": truth}
+
+
 def mode_axes(covariance):
     """Standard deviations along the narrowest and the widest direction of a mode, from its covariance (2, 2) -> (2,).
 
@@ -140,6 +150,21 @@ def goals(metrics, sigma):
         "far": Goal("share farther than 3 sigma from both modes", 1 - metrics["within_3_sigma"], 0.02),
         "w2": Goal("W2 within the worse mode over its floor", w2_ratio, 1.35),
     }
+
+
+def print_goals(metrics):
+    """The goals as a table on screen. metrics: `measure`'s and `measure_truth`'s together."""
+    sigma = metrics["sigma"]
+    best = goals(metrics | metrics["truth"], sigma)
+    print(f"\n{'at most':>52} {'here':>8} {'truth':>8}")
+    for name, goal in goals(metrics, sigma).items():
+        verdict = "met" if goal.met else "missed"
+        print(f"{goal.what:44} {goal.bound:7.3f} {goal.value:8.4f} {best[name].value:8.4f}  {verdict}")
+
+
+def reach(sigma):
+    """Every picture shows [-reach, reach]^2: 5 sigma around each mean, the means' square being [-0.5, 0.5]^2."""
+    return 0.5 + 5 * sigma
 
 
 def plot_curves(records, truth, sigma, path):
