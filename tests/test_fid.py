@@ -137,7 +137,7 @@ def test_features_of_mixed_files_are_pytorch_fids(tmp_path, random_inception, th
 @SCIPY
 @pytest.mark.slow
 def test_the_whole_number_is_pytorch_fids(tmp_path, weights, theirs, capsys):
-    folders = write(tmp_path / "a", IMAGES[:24]), write(tmp_path / "b", IMAGES[40:64], blur=1.0)
+    folders = write(tmp_path / "a", IMAGES[:10]), write(tmp_path / "b", IMAGES[40:50], blur=1.0)
     result, _ = run(capsys, *folders, "--weights", weights)
     assert result["fd"] == pytest.approx(theirs.distance(*folders), rel=1e-4)
 
@@ -392,7 +392,7 @@ def test_wrong_weights_are_refused(tmp_path, two, refused, monkeypatch):
 
 @pytest.mark.slow
 def test_fast_mode_says_what_it_costs(tmp_path, weights, capsys):
-    folders = write(tmp_path / "a", IMAGES[:6]), write(tmp_path / "b", IMAGES[20:26], blur=1.0)
+    folders = write(tmp_path / "a", IMAGES[:3]), write(tmp_path / "b", IMAGES[20:23], blur=1.0)
     result, err = run(capsys, *folders, "--weights", weights, "--fast", "bf16")
     assert "bf16" in result["name"] and "--fast bf16 gives" in err
     assert result["checked_fast"] != result["checked_reference"]

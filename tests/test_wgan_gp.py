@@ -290,7 +290,7 @@ def test_a_run_leaves_what_it_promises(monkeypatch):
 def test_a_short_run_covers_both_modes(monkeypatch):
     monkeypatch.setattr(two_gaussians, "N_W2", 400)  # the assignment costs N^3, and shares need no 2000 points
     monkeypatch.setattr(wgan_gp, "DRAWS", 1)
-    run("--iterations", 1500, "--plot-every", 1500, "--device", "cpu")
+    run(*"--iterations 600 --plot-every 600 --width 64 --critic-width 64 --device cpu".split())
     metrics = json.loads((runs.ROOT / "wgan_gp" / "metrics.json").read_text())
     assert metrics["mode_weights"][0] == pytest.approx(0.5, abs=0.05)
     np.testing.assert_allclose(metrics["mode_means"], MEANS, atol=0.05)
