@@ -13,6 +13,11 @@ from helpers import DEVICES, ROOT, write_images
 from common import data, runs
 
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: a thread for each, also in processes they start
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def seeded():
     """A test draws the same numbers whichever tests ran before it."""
