@@ -57,7 +57,7 @@ def table(args, rulers):
     """Every experiment as a person would type it -> {name: Part}, in the order in which they run: what a part needs
     stands before it. rulers: of `find_rulers`."""
     parts, quick = {}, args.quick
-    run = "quick-" if quick else ""  # how the names of the folders in runs/ begin
+    prefix = "quick-" if quick else ""  # of the folders in runs/
     data = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
     device = () if args.device == "auto" else ("--device", args.device)
     place = ("--data-dir", args.data_dir, *device)
@@ -65,42 +65,42 @@ def table(args, rulers):
 
     def add(name, minutes, command, **options):
         named = re.search(r"--name (\S+)", command)
-        folder = named[1] if named else f"{run}{name}"
+        folder = named[1] if named else f"{prefix}{name}"
         parts[name] = Part(name, " ".join(command.split()), folder, 1 if quick else minutes, **options)
 
     def measure(model, script, needs, *beside):
         """The distances of a model's images, by all rulers."""
         where = (*place, "--features", *rulers.values(), *beside)
-        command = f"python {script} --name {run}{model} --eval-only --fid {200 if quick else 10_000}"
+        command = f"python {script} --name {prefix}{model} --eval-only --fid {200 if quick else 10_000}"
         minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
         add(f"measure_{model}", minutes, command, where=where, needs=needs, rulers=rulers)
 
     def probe(model, needs, flags):
         """A linear classifier on a model's codes; the checkpoint has the other flags of the data."""
         limit = f"--limit {QUICK_IMAGES}" if quick else ""
-        command = f"python probe.py {runs.ROOT}/{run}{model} --name {run}probe_{model} {limit} {flags}"
+        command = f"python probe.py {runs.ROOT}/{prefix}{model} --name {prefix}probe_{model} {limit} {flags}"
         add(f"probe_{model}", 6, command, where=place, needs=needs)
 
     # question 1; of a short run most is its exact measurement
     short = "--iterations 200 --plot-every 200" if quick else ""
     for kind, spec in tables.WGAN_GP.items():
         for seed in range(spec.seeds):
-            command = f"python {spec.script} --name {run}{kind}_seed_{seed} --seed {seed} {spec.flags} {short}"
+            command = f"python {spec.script} --name {prefix}{kind}_seed_{seed} --seed {seed} {spec.flags} {short}"
             if not quick or (kind, seed) == ("wgan_gp", 0):
                 add(f"{kind}_seed_{seed}", spec.minutes, command, where=("--device", "cpu"), cpu=True)
 
     # question 4
     few = "--floors 0.5 --knots 16" if quick else ""
     for case in ("gaussian", "non_gaussian"):
-        command = f"python prior_proofs/{case}_case.py --name {run}prior_{case} --json {few}"
+        command = f"python prior_proofs/{case}_case.py --name {prefix}prior_{case} --json {few}"
         add(f"prior_{case}", 1.5, command, cpu=True)
     add("prior_counterexample", 0.3, "python prior_proofs/counterexample_2d.py --json", cpu=True)
 
     # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
     flags = f"{data} {precision} --seed 0 {'--epochs 1' if quick else ''}"
-    add("classifier", 16, f"python classifier.py --name {run}classifier {flags}", where=place)
+    add("classifier", 16, f"python classifier.py --name {prefix}classifier {flags}", where=place)
     for dims in (128, 64):
-        command = f"python probe.py --name {run}supervised_{dims} --supervised --latent-dim {dims} {flags}"
+        command = f"python probe.py --name {prefix}supervised_{dims} --supervised --latent-dim {dims} {flags}"
         add(f"supervised_{dims}", 12, command, where=place)
     probe("supervised_128", ("supervised_128",), "")
 
@@ -109,20 +109,20 @@ def table(args, rulers):
         for kind, spec in tables.MODELS.items():
             model, vae, other = (f"{each}_seed_{seed}" for each in (kind, kind.replace("_gan", ""), spec.baseline))
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
-            add(model, spec.minutes * args.epochs, f"python {spec.script} --name {run}{model} {flags}", where=place)
-            picture = () if vae == model else ("--compare", f"{runs.ROOT}/{run}{vae}")
+            add(model, spec.minutes * args.epochs, f"python {spec.script} --name {prefix}{model} {flags}", where=place)
+            picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
             measure(model, spec.script, (model, "classifier", vae), *picture)
             flags = f"--seed {seed} --latent sample --layer"
             if spec.baseline:
-                probe(model, (model, other), f"{flags} --against {runs.ROOT}/{run}{other}")
+                probe(model, (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}")
             else:
                 probe(model, (model,), flags)
 
     # what training buys: copies of a model's folder as it was at epoch N
     for kind, spec in tables.MODELS.items():
-        for copy in sorted(runs.ROOT.glob(f"{run}{kind}_seed_0-epoch*")):
+        for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
             if re.search(r"-epoch\d+$", copy.name):  # not one moved aside
-                model = copy.name.removeprefix(run)
+                model = copy.name.removeprefix(prefix)
                 measure(model, spec.script, ("classifier",))
                 probe(model, (f"measure_{model}",), "--seed 0")
     return parts
@@ -194,12 +194,12 @@ def write_results(parts, args):
     here = public if shown == settings and not args.quick else args.work
     done = {name: parts[name] for name in parts.keys() - unfinished(parts)}
     results = collect(parts, done, args.work, settings, read_json(here / "results.json"))
-    made, models = tables.tables(results), tables.stages(results["runs"])
+    made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)
     runs.write_bytes(here / "tables.md", text.encode())
     if "training" in made:
-        pictures.plot_stages(models, tables.stage_columns(models), here / "training.png")
+        pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
     if here == public:
         publish(made, done, public)
     elif not args.quick:

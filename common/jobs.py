@@ -48,7 +48,7 @@ class Part:
             return False
         if self.rulers is not None:
             return all(f"{ruler}_generation_expost" in metrics for ruler in self.rulers)
-        return self.made_with() == flags(self.command)
+        return self.made_with() == flags(self.command)  # in whatever order
 
     def resumable(self):
         """Whether its training can go on from a checkpoint: of the same flags, or the same but for fewer --epochs."""
@@ -68,7 +68,7 @@ def flags(command):
 
 
 class Job:
-    """A part's process. Ctrl-C in a terminal does not reach it: it gets one SIGINT from `run`."""
+    """A part's process. Ctrl-C in a terminal does not reach it: it gets one SIGINT from `Queue.halt`."""
 
     def __init__(self, part, place, folder):
         self.part, self.began, resume = part, time.perf_counter(), part.resumable()
@@ -120,7 +120,8 @@ class Queue:
         self.parts, self.absent, self.folder, self.places = parts, absent, folder, slots(device)
         self.waiting = [part for name, part in parts.items() if name in todo]
         self.jobs, self.failed = {}, {}  # {place: Job}, {name: why}
-        self.total, self.began, self.planned = len(todo), time.perf_counter(), 0  # planned: minutes of what has ended
+        self.total, self.planned = len(todo), 0  # planned: minutes of the parts that have ended
+        self.began, self.left = time.perf_counter(), ""  # left: the time left in words
         self.stops = 0  # Ctrl-C and SIGTERM so far
 
     def run(self):
@@ -149,11 +150,14 @@ class Queue:
         for place, job in list(self.jobs.items()):
             if job.process.poll() is not None:
                 del self.jobs[place]
-                self.planned += job.part.minutes
                 why = job.conclude(self.parts)
                 if why:
                     self.failed[job.part.name] = why
-                say(f"{self.progress()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left()}")
+                self.planned += job.part.minutes
+                pace = (time.perf_counter() - self.began) / 60 / self.planned
+                rest = sum(part.minutes for part in (*self.waiting, *(other.part for other in self.jobs.values())))
+                self.left = f", about {rest * pace:.1f} min left" if rest else ""
+                say(f"{self.progress()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left}")
 
     def begin(self):
         """Each part whose place is free and that waits for no other; those that need a failed one never."""
@@ -178,19 +182,11 @@ class Queue:
         """A line that stays, on a terminal: what the first of the running parts says last."""
         if sys.stderr.isatty() and self.jobs:
             job = next(iter(self.jobs.values()))
-            line = f"{self.progress()}{self.left()}  {job.part.name} {job.last()}"
+            line = f"{self.progress()}{self.left}  {job.part.name} {job.last()}"
             print(f"\r{line[: os.get_terminal_size(2).columns - 1]}\033[K", end="", file=sys.stderr, flush=True)
 
     def progress(self):
         return f"[{self.total - len(self.waiting) - len(self.jobs)}/{self.total}]"
-
-    def left(self):
-        """The time left in words, at the pace of the parts that have ended."""
-        rest = sum(part.minutes for part in (*self.waiting, *(job.part for job in self.jobs.values())))
-        if not rest or not self.planned:
-            return ""
-        pace = (time.perf_counter() - self.began) / self.planned
-        return f", about {rest * pace / 60:.1f} min left"
 
     def halt(self):
         """Ask the processes to save themselves and wait; a second Ctrl-C ends them."""

@@ -122,11 +122,11 @@ def tables(results):
         "distances": distances(trained, models),
         "classification": classification(budget, found, probes),
     }
-    copied = stages(found)
+    copied, columns = stages(found)
     if any(len(some) > 1 for some in copied.values()):
         behind = [name for name in found if re.search(r"vae_.*_seed_0(-epoch\d+)?$", name)]
         rows = [(f"{title}: {each['epochs']} epochs", [each]) for title, some in copied.items() for each in some]
-        made["training"] = table(budget + origin(found, *behind), COUNT | ELBO | stage_columns(copied), rows)
+        made["training"] = table(budget + origin(found, *behind), COUNT | ELBO | columns, rows)
     for name in ("wgan_gp", "wgan_gp_sigma"):
         made[name] = two_modes(found, [name])
     made["wgan_gp_variants"] = two_modes(found, [kind for kind in WGAN_GP if kind not in made])
@@ -195,13 +195,14 @@ def numbers(found, name):
 
 
 def stages(found):
-    """{title of a model: [numbers and "epochs"]} of its first seed after some of its epochs, and after all."""
+    """What training buys. -> {title of a model: [numbers and "epochs"]} of its first seed after some of its epochs and
+    after all of them, and the columns that table and figure show."""
     models = {}
     for model, spec in MODELS.items():
         own = [name for name in found if re.fullmatch(rf"{model}_seed_0(-epoch\d+)?", name)]
         after = {found[name]["epochs"]: name for name in own if found[name].get("epochs")}
         models[spec.title] = [numbers(found, after[n]) | {"epochs": n} for n in sorted(after)]
-    return models
+    return models, ERRORS | distance_columns(used(models, RULERS), ".1f") | ACCURACY
 
 
 def seen(models, key):
@@ -209,10 +210,15 @@ def seen(models, key):
     return list(dict.fromkeys(run[key] for some in models.values() for run in some if key in run))
 
 
-def distance_columns(models, titles, form, always=()):
-    """titles: {ruler: title}; columns for those by which some run was measured, and for those of `always`."""
-    used = [ruler for ruler in titles if ruler in always or any(seen(models, f"{ruler}_{kind}") for kind in KINDS)]
-    return {f"{titles[ruler]}: {KINDS[kind]}": (f"{ruler}_{kind}", form) for ruler in used for kind in KINDS}
+def used(models, titles, always=()):
+    """Of titles, {ruler: title}, those of the rulers by which some run was measured, and of `always`."""
+    measured = {ruler for ruler in titles if any(seen(models, f"{ruler}_{kind}") for kind in KINDS)}
+    return {ruler: title for ruler, title in titles.items() if ruler in measured.union(always)}
+
+
+def distance_columns(titles, form):
+    """titles: {ruler: title}."""
+    return {f"{title}: {KINDS[kind]}": (f"{ruler}_{kind}", form) for ruler, title in titles.items() for kind in KINDS}
 
 
 def floors(models, form):
@@ -220,38 +226,31 @@ def floors(models, form):
     return {f"{ruler}_{kind}": cell(seen(models, f"{ruler}_floor")[:1], form) for ruler in RULERS for kind in KINDS}
 
 
-def stage_columns(models):
-    """What the figure and the table of `stages` show."""
-    return ERRORS | distance_columns(models, RULERS, ".1f") | ACCURACY
-
-
 def summary(caption, found, models):
     """The README's table."""
-    shown = distance_columns(models, SHORT, ".1f")
-    rulers = [ruler for ruler in SHORT if f"{SHORT[ruler]}: reconstructions" in shown]
+    titles = used(models, SHORT)
+    columns = COUNT | ERRORS | distance_columns(titles, ".1f") | ACCURACY
     labelled = [probed(run)["supervised"] for run in pick(found, "supervised_128").values()]
     rows = [
         *models.items(),
         ("as many training images", floors(models, ".1f")),
         ("the encoder trained with labels, 128", {"mu": cell(labelled, ".2f")}),
     ]
-    if "fid" not in rulers:
+    if "fid" not in titles:
         caption += " Inception FID: not measured, for its weights were not at hand."
-    notes = "".join(note for ruler, note in NOTES.items() if ruler in rulers)
+    notes = "".join(note for ruler, note in NOTES.items() if ruler in titles)
     notes += "accuracy: of a linear classifier on the mean of q(z\\|x), test images."
-    return f"{table(caption, COUNT | ERRORS | shown | ACCURACY, rows)}\n\n{notes}"
+    return f"{table(caption, columns, rows)}\n\n{notes}"
 
 
 def distances(caption, models):
     """By Inception, for which the assignment asks, even when nobody could measure it."""
-    columns = distance_columns(models, RULERS, ".2f", always=("fid",))
-    counts = []
-    for ruler, title in RULERS.items():
-        if f"{title}: reconstructions" in columns:
-            images = ", ".join(map(str, seen(models, f"{ruler}_images"))) or "no"
-            counts.append(f"{title}: {images} images a set")
+    titles, counts = used(models, RULERS, always=["fid"]), []
+    for ruler, title in titles.items():
+        images = ", ".join(map(str, seen(models, f"{ruler}_images"))) or "no"
+        counts.append(f"{title}: {images} images a set")
     rows = [*models.items(), ("floor: training images", floors(models, ".2f"))]
-    return table(f"{caption} {'; '.join(counts)}.", COUNT | columns, rows)
+    return table(f"{caption} {'; '.join(counts)}.", COUNT | distance_columns(titles, ".2f"), rows)
 
 
 def probed(run):
@@ -361,8 +360,8 @@ def proofs(found):
     caption += f"brackets the quadrature's error. {origin(found, 'prior_gaussian', 'prior_non_gaussian')}"
     doubled = [row for some in free.values() for row in some if row.get("moved") is not None and row["gap"] > 1e-9]
     if doubled:
-        knots, moved = max(row["knots"] for row in doubled), max(row["moved"] for row in doubled)
-        caption += f" The splines have up to {knots} knots; their last doubling moved a gap by at most {moved:.2%}."
+        knots, moved = (max(row[key] for row in doubled) for key in ("knots", "moved"))
+        caption += f" Up to {knots} knots a spline; their last doubling moved a gap by at most {100 * moved:.2g} %."
     return table(caption, columns, rows, "data, prior")
 
 

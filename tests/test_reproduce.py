@@ -76,8 +76,11 @@ def main(*argv):
     reproduce.main(["--device", "cpu", *argv])
 
 
-def test_finished_parts_are_skipped(fakes):
+def test_finished_parts_are_skipped(fakes, capsys):
     main()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "3 parts, 3 to run" and re.fullmatch(r"\[3/3\] c: \d+ s", said[3])
+    assert re.fullmatch(r"\[1/3\] a: \d+ s, about \d+\.\d min left", said[1])
     assert names(fakes()) == ["a", "b", "c"]
     assert all("--resume" not in line for line in fakes())
     main()
@@ -146,6 +149,14 @@ def test_a_part_that_leaves_nothing_has_failed(fakes, capsys):
         main("--only", "c")
     assert stop.value.code == 1
     assert "failed: c: it ended well but left no such metrics.json" in capsys.readouterr().err
+
+
+def test_the_numbers_that_a_part_prints_are_kept(fakes, monkeypatch):
+    Path("prints.py").write_text("import json; print('PASS {'); print(json.dumps({'a': {'gap': 0.5}}, indent=2))")
+    part = Part("p", f"python {Path('prints.py').resolve()} --json", "folder", 1)
+    monkeypatch.setattr(reproduce, "table", lambda args, rulers: {"p": part})
+    main()
+    assert read_json("runs/folder/metrics.json") == {"a": {"gap": 0.5}} and part.finished({})
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -571,7 +582,9 @@ def test_proofs():
     assert row(text, "its likelihood, the same maps")[2:] == ["0 to 0.3", "0.0625 (3e-09)", "0.0625 (3e-09)"]
     assert row(text, "its likelihood, a decoder alone")[2:] == ["", "0 exactly", "0.01 to 0.02"]
     assert row(text, "counterexample in 2-D, claim A")[1:3] == ["-2.000000", "1e-15 (1e-09)"]
-    assert "1 of 2 steps" in text and "up to 81 knots; their last doubling moved a gap by at most 0.40%" in text
+    assert (
+        "1 of 2 steps" in text and "Up to 81 knots a spline; their last doubling moved a gap by at most 0.4 %." in text
+    )
 
 
 def test_a_refresh_is_what_the_results_give_and_touches_nothing_else(tmp_path):
