@@ -64,7 +64,11 @@ class Part:
 
 def flags(command):
     """-> {flag: its value}, where python's value is the script with its arguments."""
-    return dict(words.partition(" ")[::2] for words in re.split(" (?=--)", command))
+    found = {}
+    for words in re.split(" (?=--)", command):
+        flag, _, value = words.partition(" ")
+        found[flag] = value
+    return found
 
 
 class Job:
