@@ -24,13 +24,12 @@ runs/reproduce then. --quick writes into runs/ alone: runs/quick-NAME and runs/q
 import os
 import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
-from common import inception, pictures, runs
-from common.jobs import Queue, say
+from common import inception, pictures, runs, tables
+from common.jobs import Part, Queue, say
 from common.runs import read_json
-from common.tables import MISSING, MODELS, by_ruler, collect, publish, stage_columns, stages, tables
+from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
 RULER_MINUTES = {"fd_features": 4, "fd_imagenet": 20, "fid": 60}
@@ -50,156 +49,88 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.epochs = args.epochs or (1 if args.quick else 50)
     args.seeds = args.seeds or (1 if args.quick else 3)
+    args.work = runs.ROOT / ("quick" if args.quick else "reproduce")  # what the parts print and how long they took
     return args
 
 
-# --- the parts ----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Part:
-    """`command`, as a person types it, leaves runs/FOLDER/metrics.json. minutes: on two CPU cores, roughly."""
-
-    name: str
-    command: str
-    folder: str
-    minutes: float
-    where: tuple = ()  # more words, which differ between machines
-    needs: tuple = ()  # names of parts
-    rulers: dict | None = None  # find_rulers', of a part that adds distances to a model's metrics.json
-    prints: bool = False  # its numbers, instead of leaving them in a file
-    resumes: bool = False
-    cpu: bool = False  # gains nothing from a GPU
-
-    @property
-    def script(self):
-        return self.command.split()[1]
-
-
 def table(args, rulers):
-    """-> {name: Part}, in the order in which they run; what a part needs stands before it."""
-    parts = [*wgan_gp_parts(args), *proof_parts(args), *label_parts(args)]
-    for seed in range(args.seeds):
-        parts += [*training_parts(args, seed), *measuring_parts(args, seed, rulers), *probe_parts(args, seed)]
-    parts += earlier_parts(args, rulers)
-    return {part.name: part for part in parts}
+    """Every experiment as a person would type it -> {name: Part}, in the order in which they run: what a part needs
+    stands before it. rulers: of `find_rulers`."""
+    parts, quick = {}, args.quick
+    prefix = "quick-" if quick else ""  # of the folders in runs/
+    data = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
+    device = () if args.device == "auto" else ("--device", args.device)
+    place = ("--data-dir", args.data_dir, *device)
+    precision = f"--precision {args.precision}"
 
+    def add(name, minutes, command, **options):
+        named = re.search(r"--name (\S+)", command)
+        folder = named[1] if named else f"{prefix}{name}"
+        parts[name] = Part(name, " ".join(command.split()), folder, 1 if quick else minutes, **options)
 
-def folder(name, args):
-    return f"quick-{name}" if args.quick else name
+    def measure(model, script, needs, *beside):
+        """The distances of a model's images, by all rulers."""
+        where = (*place, "--features", *rulers.values(), *beside)
+        command = f"python {script} --name {prefix}{model} --eval-only --fid {200 if quick else 10_000}"
+        minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
+        add(f"measure_{model}", minutes, command, where=where, needs=needs, rulers=rulers)
 
+    def probe(model, needs, flags):
+        """A linear classifier on a model's codes; the checkpoint has the other flags of the data."""
+        limit = f"--limit {QUICK_IMAGES}" if quick else ""
+        command = f"python probe.py {runs.ROOT}/{prefix}{model} --name {prefix}probe_{model} {limit} {flags}"
+        add(f"probe_{model}", 6, command, where=place, needs=needs)
 
-def make(args, name, script, minutes, *flags, before="", run=None, **options):
-    """The part `name`, `python SCRIPT BEFORE --name RUN FLAGS`; its run is named as itself unless given."""
-    run = folder(run or name, args)
-    command = " ".join(word for word in ("python", script, before, "--name", run, *flags) if word)
-    scale = 0.04 if args.quick else 1
-    return Part(name, command, run, 0.3 + scale * minutes, **options)  # 0.3: to start, and to measure
+    # question 1; of a short run most is its exact measurement
+    short = "--iterations 200 --plot-every 200" if quick else ""
+    for kind, spec in tables.WGAN_GP.items():
+        for seed in range(spec.seeds):
+            command = f"python {spec.script} --name {prefix}{kind}_seed_{seed} --seed {seed} {spec.flags} {short}"
+            if not quick or (kind, seed) == ("wgan_gp", 0):
+                add(f"{kind}_seed_{seed}", spec.minutes, command, where=("--device", "cpu"), cpu=True)
 
+    # question 4
+    few = "--floors 0.5 --knots 16" if quick else ""
+    for case in ("gaussian", "non_gaussian"):
+        command = f"python prior_proofs/{case}_case.py --name {prefix}prior_{case} --json {few}"
+        add(f"prior_{case}", 1.5, command, cpu=True)
+    add("prior_counterexample", 0.3, "python prior_proofs/counterexample_2d.py --json", cpu=True)
 
-def place(args):
-    device = ("--device", args.device) if args.device != "auto" else ()
-    return ("--data-dir", args.data_dir, *device)
-
-
-def data(args):
-    return f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if args.quick else ""
-
-
-def wgan_gp_parts(args):
-    variants = {  # name: seeds, flags
-        "": (5, ""),
-        "latent_2_": (3, "--latent-dim 2"),
-        "latent_1_": (3, "--latent-dim 1"),
-        "clip_": (3, "--loss clip"),
-        "two_sided_": (1, "--no-one-sided"),
-        "no_drift_": (1, "--drift 0"),
-        "sigma_": (3, "--sigma 0.3162"),  # the other reading of the assignment's "variance 0.10"
-    }
-    if args.quick:  # most of a short run is its exact measurement
-        variants = {"": (1, "--iterations 200 --plot-every 200")}
-    options = {"where": ("--device", "cpu"), "resumes": True, "cpu": True}
-    for variant, (seeds, flags) in variants.items():
-        for seed in range(seeds):
-            yield make(args, f"wgan_gp_{variant}seed_{seed}", "wgan_gp.py", 3, f"--seed {seed}", flags, **options)
-
-
-def proof_parts(args):
-    flags = "--json --floors 0.5 --knots 16" if args.quick else "--json"
-    yield make(args, "prior_gaussian", "prior_proofs/gaussian_case.py", 1, flags, cpu=True)
-    yield make(args, "prior_non_gaussian", "prior_proofs/non_gaussian_case.py", 1.5, flags, cpu=True)
-    name, command = "prior_counterexample", "python prior_proofs/counterexample_2d.py --json"
-    yield Part(name, command, folder(name, args), 0.4, prints=True, cpu=True)
-
-
-def label_parts(args):
-    """The networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels."""
-    flags = (data(args), f"--precision {args.precision} --seed 0", "--epochs 1" if args.quick else "")
-    options = {"where": place(args), "resumes": True}
-    yield make(args, "classifier", "classifier.py", 16, *flags, **options)
+    # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
+    flags = f"{data} {precision} --seed 0 {'--epochs 1' if quick else ''}"
+    add("classifier", 16, f"python classifier.py --name {prefix}classifier {flags}", where=place)
     for dims in (128, 64):
-        name, own = f"supervised_{dims}", f"--supervised --latent-dim {dims}"
-        yield make(args, name, "probe.py", 12, own, *flags, **options)
-    yield probe_part(args, "supervised_128", ("supervised_128",))
+        command = f"python probe.py --name {prefix}supervised_{dims} --supervised --latent-dim {dims} {flags}"
+        add(f"supervised_{dims}", 12, command, where=place)
+    probe("supervised_128", ("supervised_128",), "")
 
+    # questions 2 and 3
+    for seed in range(args.seeds):
+        for kind, spec in tables.MODELS.items():
+            model, vae, other = (f"{each}_seed_{seed}" for each in (kind, kind.replace("_gan", ""), spec.baseline))
+            flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
+            add(model, spec.minutes * args.epochs, f"python {spec.script} --name {prefix}{model} {flags}", where=place)
+            picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
+            measure(model, spec.script, (model, "classifier", vae), *picture)
+            flags = f"--seed {seed} --latent sample --layer"
+            if spec.baseline:
+                probe(model, (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}")
+            else:
+                probe(model, (model,), flags)
 
-def training_parts(args, seed):
-    options = {"where": place(args), "resumes": True}
-    for model, spec in MODELS.items():
-        flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} --precision {args.precision}"
-        minutes = spec.minutes * args.epochs
-        yield make(args, f"{model}_seed_{seed}", spec.script, minutes, flags, data(args), "--fid off", **options)
-
-
-def measuring_parts(args, seed, rulers):
-    """Of each model its distances by all rulers; of a VAE-GAN also a picture beside the VAE's."""
-    for model, spec in MODELS.items():
-        run, beside = f"{model}_seed_{seed}", f"{model.replace('_gan', '')}_seed_{seed}"
-        needs, where = (run, "classifier"), ()
-        if beside != run:
-            needs, where = (*needs, beside), ("--compare", str(runs.ROOT / folder(beside, args)))
-        yield measuring_part(args, run, spec, rulers, needs, *where)
-
-
-def probe_parts(args, seed):
-    """Of each model's codes, and compared with those of its baseline."""
-    for model, spec in MODELS.items():
-        run, other = f"{model}_seed_{seed}", f"{spec.baseline}_seed_{seed}"
-        needs, against = (run,), ""
-        if spec.baseline:
-            needs, against = (run, other), f"--against {runs.ROOT / folder(other, args)}"
-        yield probe_part(args, run, needs, f"--seed {seed} --latent sample --layer", against)
-
-
-def earlier_parts(args, rulers):
-    """What training buys: distances and probe of each copy of a model's folder as it was at epoch N, NAME-epochN."""
-    for model, spec in MODELS.items():
-        for copy in sorted(runs.ROOT.glob(f"{folder(model, args)}_seed_0-epoch*")):
-            if not re.search(r"-epoch\d+$", copy.name):  # a probe of one, or one moved aside
-                continue
-            run = f"{model}_seed_0-{copy.name.rpartition('-')[2]}"
-            yield measuring_part(args, run, spec, rulers, ("classifier",))
-            yield probe_part(args, run, (f"measure_{run}",), "--seed 0")
-
-
-def measuring_part(args, run, spec, rulers, needs, *where):
-    where = (*place(args), "--features", *rulers.values(), *where)
-    minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
-    flags = f"--eval-only --fid {200 if args.quick else 10_000}"
-    options = {"run": run, "where": where, "needs": needs, "rulers": rulers}
-    return make(args, f"measure_{run}", spec.script, minutes, flags, **options)
-
-
-def probe_part(args, run, needs, *flags):
-    """A linear classifier on the codes of `run`."""
-    limit = f"--limit {QUICK_IMAGES}" if args.quick else ""  # the checkpoint has the other flags of the data
-    options = {"where": place(args), "needs": needs, "before": str(runs.ROOT / folder(run, args))}
-    return make(args, f"probe_{run}", "probe.py", 6, limit, *flags, **options)
+    # what training buys: copies of a model's folder as it was at epoch N
+    for kind, spec in tables.MODELS.items():
+        for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
+            if re.search(r"-epoch\d+$", copy.name):  # not one moved aside
+                model = copy.name.removeprefix(prefix)
+                measure(model, spec.script, ("classifier",))
+                probe(model, (f"measure_{model}",), "--seed 0")
+    return parts
 
 
 def find_rulers(args):
     """{ruler: what --features calls it} of those that can be had; Inception's weights may be downloaded here."""
-    rulers = {"fd_features": str(runs.ROOT / folder("classifier", args) / "features.pt2")}
+    rulers = {"fd_features": f"{runs.ROOT}/{'quick-' if args.quick else ''}classifier/features.pt2"}
     if args.quick:
         return rulers
     if IMAGENET.exists():
@@ -214,103 +145,61 @@ def find_rulers(args):
     return rulers
 
 
-def chosen(parts, only):
-    """The names of `parts` that begin with one of `only`; all of them for None. Raises UserError."""
-    for prefix in only or ():
-        if not any(name.startswith(prefix) for name in parts):
-            raise runs.UserError(f"--only {prefix} fits no part: the parts are {', '.join(parts)}")
-    return {name for name in parts if not only or name.startswith(tuple(only))}
+# --- results ------------------------------------------------------------------------------------------------------
 
 
-# --- what is finished ---------------------------------------------------------------------------------------------
-
-
-def work(args):
-    return runs.ROOT / ("quick" if args.quick else "reproduce")
-
-
-def as_given(flag, made):
-    """A flag and its value, e.g. "--seed 0", as args.json of an earlier commit has it, which names no command."""
-    name, _, value = flag.partition(" ")
-    key, value = name[2:].replace("-", "_"), value or "True"
-    if key.startswith("no_") and key not in made:  # --no-KEY
-        key, value = key[3:], "False"
-    was = str(made.get(key))
-    return flag if was in (value, f"{value}.0") else f"{name} {was}"  # 300 on the command line is 300.0 there
-
-
-def contradictions(part, args):
-    """How the run in the part's folder differs from the part -> its flags, the part's flags; None without a run.
-
-    Each is a set of texts as "--seed 0"; one without a flag is the script with its arguments.
-    """
-    wanted = set(re.split(" (?=--)", part.command))
-    made = read_json(runs.ROOT / part.folder / "args.json") or read_json(work(args) / f"{part.name}.json")
-    if "command" in made:
-        was = set(re.split(" (?=--)", made["command"]))
-    elif "script" in made:
-        was = {as_given(flag, made) if flag.startswith("--") else f"python {made['script']}" for flag in wanted}
-    else:
-        return None
-    return was - wanted, wanted - was
-
-
-def finished(part, parts, args):
-    """Whether its metrics.json is there, made with its flags and later than what it needs."""
-    file = runs.ROOT / part.folder / "metrics.json"
-    metrics = read_json(file)
-    needed = [runs.ROOT / parts[name].folder / "checkpoint.pt" for name in part.needs]
-    needed += [file.with_name("args.json"), file.with_name("checkpoint.pt"), *map(Path, (part.rulers or {}).values())]
-    if not metrics or any(p.exists() and p.stat().st_mtime > file.stat().st_mtime for p in needed):
-        return False
-    if part.script == "wgan_gp.py" and "sigma" not in metrics:  # of an earlier commit, whose defaults were others
-        return False
-    if part.rulers is not None:
-        return all(f"{ruler}_generation_expost" in by_ruler(metrics) for ruler in part.rulers)
-    return contradictions(part, args) == (set(), set())
-
-
-def resumable(part, args):
-    """Whether its training can go on from a checkpoint: of the same flags, or the same but for fewer --epochs."""
-    differ = contradictions(part, args)
-    if not part.resumes or differ is None or not (runs.ROOT / part.folder / "checkpoint.pt").exists():
-        return False
-    if part.script == "wgan_gp.py" and "command" not in read_json(runs.ROOT / part.folder / "args.json"):
-        return False  # of an earlier commit, whose critic was another
-    epochs = [re.fullmatch(r"--epochs (\d+)", " ".join(flags)) for flags in differ]
-    return differ == (set(), set()) or (all(epochs) and int(epochs[0][1]) < int(epochs[1][1]))
-
-
-def unfinished(parts, args):
+def unfinished(parts):
     """The names of the parts to run: those not finished, and those that need one of them."""
     names = set()
     for name, part in parts.items():
-        if names & set(part.needs) or not finished(part, parts, args):
+        if names & set(part.needs) or not part.finished(parts):
             names.add(name)
     return names
 
 
-# --- results ------------------------------------------------------------------------------------------------------
+def collect(parts, done, notes, settings, old):
+    """-> results.json's content: {"settings", "runs": {name: command, seed, epochs, machine, versions, seconds,
+    metrics}}.
+
+    done: those of `parts` that are finished; notes: folder of how long they took; old: the results.json that is
+    there, whose runs stay if settings and command are the same.
+    """
+    found = old.get("runs", {}) if old.get("settings") == settings else {}
+    found = {name: run for name, run in found.items() if name not in parts or run["command"] == parts[name].command}
+    for name, part in done.items():
+        copy = re.fullmatch(r"measure_(.*-epoch(\d+))", name)
+        if part.rulers is not None and not copy:
+            continue  # its distances stand in its model's metrics.json
+        made, metrics = read_json(part / "args.json"), read_json(part / "metrics.json")
+        epochs = int(copy[2]) if copy else made.get("epochs")
+        found[copy[1] if copy else name] = {
+            "command": part.command,
+            "seed": made.get("seed"),
+            "epochs": epochs if (part / "checkpoint.pt").exists() else None,  # of a training
+            "machine": made.get("machine"),
+            "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
+            "seconds": metrics.get("seconds", read_json(notes / f"{name}.json").get("seconds")),
+            "metrics": metrics,
+        }
+    return {"settings": settings, "runs": {name: found[name] for name in [*parts, *found] if name in found}}
 
 
 def write_results(parts, args):
-    """results.json and tables.md, and where the pages show these results, pages and figures. -> the tables."""
+    """results.json and tables.md, and where the pages show these results, pages and pictures. -> the tables."""
     settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
     if args.quick:
         settings["images"] = QUICK_IMAGES
     public = Path("results")
     shown = read_json(public / "results.json").get("settings", settings)  # what the pages show
-    here = public if shown == settings and not args.quick else work(args)
-    open_parts = unfinished(parts, args)
-    done = {name: part for name, part in parts.items() if name not in open_parts}
-    results = collect(parts, done, work(args), settings, read_json(here / "results.json"))
-    made = tables(results)
-    runs.write_json(here / "results.json", results)
+    here = public if shown == settings and not args.quick else args.work
+    done = {name: parts[name] for name in parts.keys() - unfinished(parts)}
+    results = collect(parts, done, args.work, settings, read_json(here / "results.json"))
+    made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
+    runs.write_json(here / "results.json", results)
     runs.write_bytes(here / "tables.md", text.encode())
     if "training" in made:
-        models = stages(results["runs"])
-        pictures.plot_stages(models, stage_columns(models), here / "training.png")
+        pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
     if here == public:
         publish(made, done, public)
     elif not args.quick:
@@ -321,35 +210,41 @@ def write_results(parts, args):
     return text
 
 
+def publish(made, done, public):
+    """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into `public`."""
+    for page in (Path("REPORT.md"), Path("README.md")):
+        if page.exists() and (new := tables.refresh(page.read_text(), made)) != page.read_text():
+            runs.write_bytes(page, new.encode())
+    for name, part in done.items():
+        if "_seed_" not in name or name.endswith("_seed_0"):
+            for picture in (runs.ROOT / part.folder).glob("*.*"):
+                if picture.suffix in (".png", ".gif") and not picture.name.startswith("density_"):
+                    runs.write_bytes(public / part.folder / picture.name, picture.read_bytes())
+
+
 def main(argv=None):
     args = parse_args(argv)
     if "RANK" in os.environ:
         raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
-    runs.try_writing(work(args) / "results.json")
-    runs.lock(work(args), instead="")
-    measures = not args.only or any("measure_".startswith(name) or name.startswith("measure_") for name in args.only)
+    runs.try_writing(args.work / "results.json")
+    runs.lock(args.work, instead="")
+    only = tuple(args.only or [""])
+    measures = any("measure_".startswith(prefix) or prefix.startswith("measure_") for prefix in only)
     parts = table(args, find_rulers(args) if measures else {})
-    names, open_parts = chosen(parts, args.only), unfinished(parts, args)
-    todo = names & open_parts
+    for prefix in only:
+        if not any(name.startswith(prefix) for name in parts):
+            raise runs.UserError(f"--only {prefix} fits no part: the parts are {', '.join(parts)}")
+    chosen, missing = {name for name in parts if name.startswith(only)}, unfinished(parts)
+    todo = chosen & missing
     small = "; --quick: small trainings on built-in images, whose numbers mean nothing" if args.quick else ""
-    say(f"{len(names)} parts, {len(todo)} to run{small}")
-    queue = Queue(
-        todo,
-        parts,
-        args.device,
-        work(args),
-        finished=lambda part: finished(part, parts, args),
-        resumable=lambda part: resumable(part, args),
-        lost=dict.fromkeys(open_parts - todo, "not finished"),
-    )
+    say(f"{len(chosen)} parts, {len(todo)} to run{small}")
     try:
-        failed = queue.run()
+        failed = Queue(parts, todo, missing - todo, args.device, args.work).run()
     finally:
         text = write_results(parts, args)
     print(text)
     if args.quick:
         print("--quick: these numbers mean nothing; that every part ran is what it shows")
-    failed = {name: why for name, why in failed.items() if name in todo}
     for name, why in failed.items():
         say(f"failed: {name}: {why}")
     if failed:

@@ -1,18 +1,12 @@
-"""Parts of an experiment as processes: side by side on GPUs, one after another on a CPU; counted, resumed,
-stopped.
+"""Parts of an experiment: which are finished, and the others as processes, side by side where there are GPUs."""
 
-A part has a name, a command (a text, as a person types it) and more words that differ between machines, names
-of parts that it needs, planned minutes, and a folder under runs/ in which two parts never work at the same
-time: see reproduce.Part.
-"""
-
-import contextlib
-import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,22 +14,76 @@ import torch
 from common import runs
 from common.runs import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parents[1]
 WAIT = 0.2  # seconds between looks at what runs
+
+
+@dataclass(frozen=True)
+class Part:
+    """`command`, as a person types it, leaves runs/FOLDER/metrics.json; one without --name prints its numbers."""
+
+    name: str
+    command: str
+    folder: str
+    minutes: float  # on two CPU cores, roughly
+    where: tuple = ()  # more words, which differ between machines
+    needs: tuple = ()  # names of parts
+    rulers: dict | None = None  # {ruler: its features}, of a part that adds distances to a model's metrics.json
+    cpu: bool = False  # gains nothing from a GPU
+
+    @property
+    def script(self):
+        return self.command.split()[1]
+
+    def __truediv__(self, file):
+        return runs.ROOT / self.folder / file
+
+    def finished(self, parts):
+        """Whether its metrics.json is there, made with its flags and later than what it needs."""
+        metrics = read_json(self / "metrics.json")
+        needed = [self / "args.json", self / "checkpoint.pt", *map(Path, (self.rulers or {}).values())]
+        needed += [parts[name] / "checkpoint.pt" for name in self.needs]
+        newest = max((file.stat().st_mtime for file in needed if file.exists()), default=0)
+        if not metrics or newest > (self / "metrics.json").stat().st_mtime:
+            return False
+        if self.rulers is not None:
+            return all(f"{ruler}_generation_expost" in metrics for ruler in self.rulers)
+        return self.made_with() == flags(self.command)  # in whatever order
+
+    def resumable(self):
+        """Whether its training can go on from a checkpoint: of the same flags, or the same but for fewer --epochs."""
+        was, wanted = self.made_with(), flags(self.command)
+        before, after = was.get("--epochs", ""), wanted.get("--epochs", "")
+        if before.isdigit() and after.isdigit() and int(before) < int(after):
+            was["--epochs"] = after
+        return was == wanted and (self / "checkpoint.pt").exists()
+
+    def made_with(self):
+        return flags(read_json(self / "args.json").get("command", ""))
+
+
+def flags(command):
+    """-> {flag: its value}, where python's value is the script with its arguments."""
+    found = {}
+    for words in re.split(" (?=--)", command):
+        flag, _, value = words.partition(" ")
+        found[flag] = value
+    return found
 
 
 class Job:
     """A part's process. Ctrl-C in a terminal does not reach it: it gets one SIGINT from `Queue.halt`."""
 
-    def __init__(self, part, gpu, folder, resume):
-        self.part, self.resume, self.began = part, resume, time.perf_counter()
+    def __init__(self, part, place, folder):
+        self.part, self.began, resume = part, time.perf_counter(), part.resumable()
         self.out, self.err, self.note = (folder / f"{part.name}.{end}" for end in ("out", "err", "json"))
-        words = [sys.executable, str(ROOT / part.script), *part.command.split()[2:], *part.where]
+        self.earlier = read_json(self.note).get("seconds", 0) if resume else 0
+        words = [sys.executable, str(SCRIPTS / part.script), *part.command.split()[2:], *part.where]
         if resume:
             words.append("--resume")
         environment = os.environ | {"TQDM_MININTERVAL": "1"}
-        if gpu:
-            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        if place:
+            environment["CUDA_VISIBLE_DEVICES"] = place
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
             self.process = subprocess.Popen(words, env=environment, start_new_session=True, **streams)
@@ -48,19 +96,16 @@ class Job:
         lines = self.err.read_bytes()[-4000:].decode(errors="replace").replace("\r", "\n").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
 
-    def conclude(self, finished):
-        """Note down what it took. -> None, or why it failed."""
+    def conclude(self, parts):
+        """Note down what it took, and what it printed instead of leaving files. -> why it failed, or None."""
         part, code = self.part, self.process.returncode
-        if part.prints and code == 0:
-            with contextlib.suppress(ValueError):  # without it the part is not finished, which is said below
-                printed = json.loads("{" + self.out.read_text().rpartition("\n{\n")[2])
-                runs.write_json(runs.ROOT / part.folder / "metrics.json", printed)
-        before = read_json(self.note).get("seconds", 0) if self.resume else 0
-        note = {"seconds": before + self.seconds(), "versions": runs.versions("cpu" if part.cpu else None)}
-        runs.write_json(self.note, note | ({"command": part.command} if code == 0 else {}))
+        runs.write_json(self.note, {"seconds": self.earlier + self.seconds()})
         if code:
             return self.last() or f"exit status {code}"
-        if not finished(part):
+        if "--name" not in part.command:
+            runs.write_json(part / "args.json", {"command": part.command, **runs.versions("cpu")})
+            runs.write_bytes(part / "metrics.json", b"{\n" + self.out.read_bytes().rpartition(b"\n{\n")[2])
+        if not part.finished(parts):
             return f"it ended well but left no such {'distances' if part.rulers else 'metrics.json'}"
 
 
@@ -72,16 +117,15 @@ def slots(device):
 
 
 class Queue:
-    """The parts named in `todo`: which wait, run, have failed.
+    """Parts that are to run. parts: {name: Part} of all; todo: names of those to run; absent: names of those that are
+    neither finished nor to run; folder: of what they print."""
 
-    parts: {name: Part} of all; device: reproduce.py's --device; folder: of what parts print, and notes of them;
-    finished, resumable: functions of a part; lost: {name: why} of other parts that are not there.
-    """
-
-    def __init__(self, todo, parts, device, folder, finished, resumable, lost):
-        self.todo, self.parts, self.places, self.folder = todo, parts, slots(device), folder
-        self.finished, self.resumable = finished, resumable
-        self.waiting, self.jobs, self.failed = [name for name in parts if name in todo], {}, dict(lost)
+    def __init__(self, parts, todo, absent, device, folder):
+        self.parts, self.absent, self.folder, self.places = parts, absent, folder, slots(device)
+        self.waiting = [part for name, part in parts.items() if name in todo]
+        self.jobs, self.failed = {}, {}  # {place: Job}, {name: why}
+        self.total, self.planned = len(todo), 0  # planned: minutes of the parts that have ended
+        self.began, self.left = time.perf_counter(), ""  # left: the time left in words
         self.stops = 0  # Ctrl-C and SIGTERM so far
 
     def run(self):
@@ -95,71 +139,63 @@ class Queue:
             while (self.waiting or self.jobs) and not self.stops:
                 self.collect()
                 self.begin()
-                if sys.stderr.isatty() and self.jobs:
-                    job = next(iter(self.jobs.values()))
-                    line = f"{self.counted()}{self.left()}  {job.part.name} {job.last()}"
-                    print(f"\r{line[: os.get_terminal_size(2).columns - 1]}\033[K", end="", file=sys.stderr, flush=True)
+                self.show()
                 time.sleep(WAIT)
-            if self.stops:
-                self.halt()
-        finally:
+        finally:  # Ctrl-C, or whatever went wrong here: no process is left behind
+            self.halt()
             for which, handler in handlers.items():
                 signal.signal(which, handler)
-            for job in self.jobs.values():  # none is left behind, whatever went wrong here
-                if job.process.poll() is None:
-                    job.process.send_signal(signal.SIGINT)
+        if self.stops:
+            raise runs.Interrupted("stopped; the same command goes on from here")
         return self.failed
 
     def collect(self):
         """What has ended."""
-        for gpu, job in list(self.jobs.items()):
+        for place, job in list(self.jobs.items()):
             if job.process.poll() is not None:
-                del self.jobs[gpu]
-                why = job.conclude(self.finished)
+                del self.jobs[place]
+                why = job.conclude(self.parts)
                 if why:
                     self.failed[job.part.name] = why
-                say(f"{self.counted()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left()}")
+                self.planned += job.part.minutes
+                pace = (time.perf_counter() - self.began) / 60 / self.planned
+                rest = sum(part.minutes for part in (*self.waiting, *(other.part for other in self.jobs.values())))
+                self.left = f", about {rest * pace:.1f} min left" if rest else ""
+                say(f"{self.progress()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left}")
 
     def begin(self):
         """Each part whose place is free and that waits for no other; those that need a failed one never."""
-        for name in list(self.waiting):
-            part, running = self.parts[name], [job.part for job in self.jobs.values()]
-            missing = next((need for need in part.needs if need in self.failed), None)
+        for part in list(self.waiting):
+            running = [job.part for job in self.jobs.values()]
+            missing = next((name for name in part.needs if name in self.failed or name in self.absent), None)
             if missing:
-                state = "failed" if missing in self.todo else "is not finished"
-                self.failed[name] = f"not run: it needs {missing}, which {state}"
-                self.waiting.remove(name)
+                state = "failed" if missing in self.failed else "is not finished"
+                self.failed[part.name] = f"not run: it needs {missing}, which {state}"
+                self.waiting.remove(part)
                 continue
-            free = [gpu for gpu in self.places if gpu not in self.jobs]
+            free = [place for place in self.places if place not in self.jobs]
             if len(self.places) > 1:
-                free = [gpu for gpu in free if part.cpu == (gpu == "")]
+                free = [place for place in free if part.cpu == (place == "")]
             busy = any(other.folder == part.folder for other in running)  # both would write its metrics.json
-            if free and not busy and not set(part.needs) & {*self.waiting, *(other.name for other in running)}:
-                self.jobs[free[0]] = Job(part, free[0], self.folder, self.resumable(part))
-                self.waiting.remove(name)
+            early = any(other.name in part.needs for other in (*self.waiting, *running))
+            if free and not busy and not early:
+                self.jobs[free[0]] = Job(part, free[0], self.folder)
+                self.waiting.remove(part)
 
-    def counted(self):
-        return f"[{len(self.todo) - len(self.waiting) - len(self.jobs)}/{len(self.todo)}]"
+    def show(self):
+        """A line that stays, on a terminal: what the first of the running parts says last."""
+        if sys.stderr.isatty() and self.jobs:
+            job = next(iter(self.jobs.values()))
+            line = f"{self.progress()}{self.left}  {job.part.name} {job.last()}"
+            print(f"\r{line[: os.get_terminal_size(2).columns - 1]}\033[K", end="", file=sys.stderr, flush=True)
 
-    def left(self):
-        """The time left in words, by what the parts that ran took, and were planned to take."""
-        notes = {name: read_json(self.folder / f"{name}.json") for name in self.parts}
-        took = {name: note["seconds"] for name, note in notes.items() if "command" in note}
-        if not took or not (self.waiting or self.jobs):
-            return ""
-
-        def seconds(part):
-            known = [name for name in took if self.parts[name].script == part.script] or list(took)
-            planned = sum(self.parts[name].minutes for name in known)
-            return part.minutes * sum(took[name] for name in known) / planned
-
-        rest = sum(seconds(self.parts[name]) for name in self.waiting)
-        rest += sum(max(0, seconds(job.part) - job.seconds()) for job in self.jobs.values())
-        return f", about {rest / 60 / max(1, len(self.places) - 1):.1f} min left"
+    def progress(self):
+        return f"[{self.total - len(self.waiting) - len(self.jobs)}/{self.total}]"
 
     def halt(self):
-        """Ask the processes to save themselves and wait; a second Ctrl-C ends them. Raises Interrupted."""
-        say("stopping: what runs saves itself first; Ctrl-C again ends it at once")
+        """Ask the processes to save themselves and wait; a second Ctrl-C ends them."""
+        if self.stops:
+            say("stopping: what runs saves itself first; Ctrl-C again ends it at once")
         for job in self.jobs.values():
             job.process.send_signal(signal.SIGINT)
         for job in self.jobs.values():
@@ -167,8 +203,7 @@ class Queue:
                 if self.stops > 1:
                     job.process.kill()
                 time.sleep(WAIT)
-            job.conclude(self.finished)
-        raise runs.Interrupted("stopped; the same command goes on from here")
+            job.conclude(self.parts)
 
 
 def say(text):

@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from common import tables
-
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = json.loads((ROOT / "results/results.json").read_text())["runs"]
 TEXT = re.sub(r"\s+", " ", (ROOT / "REPORT.md").read_text())
@@ -33,7 +31,7 @@ def of(model, key):
 
 def fd(model, kind):
     """The distance in the classifier's features."""
-    return tables.by_ruler(RUNS[f"{model}_seed_0"]["metrics"])[f"fd_features_{kind}"]
+    return of(model, f"fd_features_{kind}")
 
 
 def accuracy(name, row="mu"):

@@ -57,7 +57,7 @@ def fakes(in_tmp, monkeypatch):
 
     def part(name, **options):
         command = f"python {in_tmp / 'fake.py'} --name {name} --size 3"
-        return Part(name, command, name, 1, ("--device", "cpu"), resumes=True, **options)
+        return Part(name, command, name, 1, ("--device", "cpu"), **options)
 
     parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
     monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
@@ -76,8 +76,11 @@ def main(*argv):
     reproduce.main(["--device", "cpu", *argv])
 
 
-def test_finished_parts_are_skipped(fakes):
+def test_finished_parts_are_skipped(fakes, capsys):
     main()
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == "3 parts, 3 to run" and re.fullmatch(r"\[3/3\] c: \d+ s", said[3])
+    assert re.fullmatch(r"\[1/3\] a: \d+ s, about \d+\.\d min left", said[1])
     assert names(fakes()) == ["a", "b", "c"]
     assert all("--resume" not in line for line in fakes())
     main()
@@ -148,6 +151,14 @@ def test_a_part_that_leaves_nothing_has_failed(fakes, capsys):
     assert "failed: c: it ended well but left no such metrics.json" in capsys.readouterr().err
 
 
+def test_the_numbers_that_a_part_prints_are_kept(fakes, monkeypatch):
+    Path("prints.py").write_text("import json; print('PASS {'); print(json.dumps({'a': {'gap': 0.5}}, indent=2))")
+    part = Part("p", f"python {Path('prints.py').resolve()} --json", "folder", 1)
+    monkeypatch.setattr(reproduce, "table", lambda args, rulers: {"p": part})
+    main()
+    assert read_json("runs/folder/metrics.json") == {"a": {"gap": 0.5}} and part.finished({})
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes, capsys, times):
     """Once: it saves itself. Twice: it is ended."""
@@ -175,11 +186,6 @@ def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes, capsys, times):
     assert [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)] == handlers
     main("--only", "a")
     assert "--resume" in fakes()[-1] and Path("runs/a/metrics.json").exists()
-
-
-@pytest.mark.parametrize("made, same", [({"one_sided": False}, True), ({"one_sided": True}, False), ({}, False)])
-def test_a_switch_agrees_only_with_its_own_value(made, same):
-    assert (reproduce.as_given("--no-one-sided", made) == "--no-one-sided") is same
 
 
 def test_the_typed_command_is_kept_less_what_differs_between_machines():
@@ -236,24 +242,21 @@ OLD |= {"precision": "fp32", "fid": "off", "data_dir": "elsewhere", "device": "a
         ({"script": "vae_gan.py"}, 20, False, False),
     ],
 )
-@pytest.mark.parametrize("with_command", [False, True])
-def test_which_run_is_finished_and_which_goes_on(in_tmp, with_command, change, epochs, is_finished, goes_on):
-    """Of an earlier commit, whose args.json names no command, and of this one."""
+def test_which_run_is_finished_and_which_goes_on(in_tmp, change, epochs, is_finished, goes_on):
     made = OLD | change
-    if with_command:
-        flags = ("name", "seed", "fid", "latent_dim", "epochs", "precision")
-        words = " ".join(f"--{flag.replace('_', '-')} {made[flag]}" for flag in flags)
-        made = {"command": f"python {made['script']} {words}"}
+    flags = ("name", "seed", "fid", "latent_dim", "epochs", "precision")
+    words = " ".join(f"--{flag.replace('_', '-')} {made[flag]}" for flag in flags)
+    made |= {"command": f"python {made['script']} {words}"}
     runs.write_json(Path("runs/vae_128_seed_0/args.json"), made)
     Path("runs/vae_128_seed_0/checkpoint.pt").touch()
     Path("runs/vae_128_seed_0/metrics.json").write_text('{"seconds": 1}')
     args = reproduce.parse_args(["--epochs", str(epochs), "--seeds", "1"])
     parts = reproduce.table(args, {})
     part = parts["vae_128_seed_0"]
-    assert reproduce.finished(part, parts, args) is is_finished
-    assert reproduce.resumable(part, args) is goes_on
+    assert part.finished(parts) is is_finished
+    assert part.resumable() is goes_on
     os.utime("runs/vae_128_seed_0/metrics.json", (0, 0))  # of before the run was begun anew, or extended
-    assert not reproduce.finished(part, parts, args)
+    assert not part.finished(parts)
 
 
 def test_a_measuring_part_is_finished_when_all_rulers_have_measured(in_tmp):
@@ -263,14 +266,14 @@ def test_a_measuring_part_is_finished_when_all_rulers_have_measured(in_tmp):
     part = parts["measure_vae_gan_64_seed_0"]
     assert part.where[-5:] == ("--features", *rulers.values(), "--compare", "runs/vae_64_seed_0")
     runs.write_json(Path("runs/vae_gan_64_seed_0/metrics.json"), {"fd_features_generation_expost": 1.0})
-    assert not reproduce.finished(part, parts, args)
+    assert not part.finished(parts)
     both = {"fd_features_generation_expost": 1.0, "fd_imagenet_generation_expost": 2.0}
     runs.write_json(Path("runs/vae_gan_64_seed_0/metrics.json"), both)
-    assert reproduce.finished(part, parts, args)
+    assert part.finished(parts)
     Path("runs/imagenet_features").mkdir()
     Path(rulers["fd_imagenet"]).touch()
     os.utime("runs/vae_gan_64_seed_0/metrics.json", (0, 0))  # as if the network had been made anew since
-    assert not reproduce.finished(part, parts, args)
+    assert not part.finished(parts)
 
 
 def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
@@ -299,10 +302,13 @@ def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
     assert jobs.slots("cpu") == jobs.slots("cuda:1") == [""]
 
 
-def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
+def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     rulers = {"fd_features": "runs/classifier/features.pt2"}
     for name, bits in {"vae_64_seed_0": 6.0, "vae_64_seed_0-epoch5": 6.5, "vae_64_seed_0-epoch10": 6.2}.items():
         made = OLD | {"name": name, "latent_dim": 64, "machine": "an abacus", "commit": "abc"}
+        made["command"] = (
+            "python vae.py --name vae_64_seed_0 --latent-dim 64 --seed 0 --epochs 20 --precision fp32 --fid off"
+        )
         runs.write_json(Path("runs", name, "args.json"), made)
         Path("runs", name, "checkpoint.pt").touch()
         numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
@@ -313,11 +319,11 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp):
     copies = [f"measure_vae_64_seed_0-epoch{n}" for n in (5, 10)]
     assert {name for name in parts if name.startswith("measure_") and "-epoch" in name} == set(copies)
     done = {name: parts[name] for name in ("vae_64_seed_0", "measure_vae_64_seed_0", *copies)}
-    assert all(reproduce.finished(part, parts, args) for part in done.values())
+    assert all(part.finished(parts) for part in done.values())
     settings = {"quick": False, "epochs": 20, "precision": "fp32"}
-    found = tables.collect(parts, done, Path("runs/reproduce"), settings, {})
+    found = reproduce.collect(parts, done, Path("runs/reproduce"), settings, {})
     assert list(found["runs"]) == ["vae_64_seed_0", "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
-    found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0}}})
+    found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
     made = tables.tables(found)
     assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
     for epochs, bits, far, read in (
@@ -364,6 +370,16 @@ def test_weights_are_looked_for_only_where_a_part_measures(in_tmp, monkeypatch, 
     assert bool(asked) is looks
 
 
+def given(args, flag, value):
+    """Whether a script's parsed flags have the value that its command gives."""
+    if flag == "python":  # the script and its arguments, which have no flag
+        return True
+    key = flag[2:].replace("-", "_")
+    if key.startswith("no_") and key not in args:
+        return args[key[3:]] is False
+    return str(args[key]) in (value or "True", f"{value}.0")  # 300 on the command line is 300.0 there
+
+
 @pytest.mark.parametrize("flags", [[], ["--quick"], ["--device", "cpu", "--precision", "bf16", "--data-dir", "x y"]])
 def test_every_command_is_one_that_its_script_parses(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -378,11 +394,11 @@ def test_every_command_is_one_that_its_script_parses(flags, tmp_path, monkeypatc
         module = importlib.import_module(part.script.removesuffix(".py").replace("/", "."))
         words = [*part.command.split()[2:], *part.where]
         assert runs.typed(part.script, words).startswith(part.command)  # what args.json will say
-        if part.prints:
+        if "--name" not in words:
             assert words == ["--json"]
         elif hasattr(module, "parse_args"):
             args = vars(module.parse_args(words))
-            assert all(reproduce.as_given(flag, args) == flag for flag in re.split(" (?=--)", part.command)[1:])
+            assert all(given(args, flag, value) for flag, value in jobs.flags(part.command).items())
             assert args["name"] == part.folder
             assert not part.rulers or args["features"] == list(rulers.values())
         else:
@@ -430,12 +446,6 @@ def test_how_long_the_networks_with_labels_trained_is_read_from_their_runs():
     assert "networks trained with labels had 3 epochs." in made[1]
 
 
-def test_a_rulers_new_numbers_win_over_those_of_an_earlier_commit():
-    ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
-    found = tables.by_ruler(ours | {"fd_features_reconstruction": 8.0})
-    assert (found["fd_features_reconstruction"], found["fd_features_floor"]) == (8.0, 1.0)
-
-
 def test_each_ruler_has_columns_and_a_floor_of_its_own():
     names = ("fd_features", "fd_imagenet", "fid")
     found = {
@@ -467,11 +477,15 @@ def test_a_caption_names_commits_that_do_not_hold_what_ran():
 
 def test_distances_stand_under_their_own_name():
     fid = {"fid_reconstruction": 100.0, "fid_generation": 150.0, "fid_floor": 3.0, "fid_images": 10000}
-    ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
-    theirs = ours | {"fd_features": "Frechet distance (Inception, weights 0123, float32)"}
+    ours = {"fd_features_reconstruction": 7.0, "fd_features_floor": 1.0}
+    theirs = {
+        "fd_name": "Frechet distance (Inception, weights 0123, float32)",
+        "fd_reconstruction": 7.0,
+        "fd_floor": 2.0,
+    }
     found = {
         "vae_128_seed_0": vae_run(6, **fid, **ours),
-        "vae_128_seed_1": vae_run(6, **ours | {"fd_reconstruction": 9.0}),
+        "vae_128_seed_1": vae_run(6, **ours | {"fd_features_reconstruction": 9.0}),
         "vae_64_seed_0": vae_run(6, **theirs),
     }
     text = tables.tables(results(**found))["distances"]
@@ -483,7 +497,7 @@ def test_distances_stand_under_their_own_name():
 
 
 def test_summary():
-    ours = {"fd_features": "Frechet distance (features of features.pt2)", "fd_reconstruction": 7.0, "fd_floor": 1.0}
+    ours = {"fd_features_reconstruction": 7.0, "fd_features_floor": 1.0}
     mu = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
     found = {"vae_64_seed_0": vae_run(6.0, **ours), "probe_vae_64_seed_0": mu}
     text, no = tables.tables(results(**found))["summary"], "not measured"
@@ -515,7 +529,9 @@ def test_two_modes():
     assert row(made["wgan_gp"], "6-D latent, penalty (default), seed 0")[-1] == "4 of 6"  # weights and W2 are missed
     assert row(made["wgan_gp"], "real samples")[-1] == "6 of 6"
     assert "**Missed:** seed 0, mode weights: off 0.5 by 0.03 (at most 0.02); seed 0, W2" in made["wgan_gp"]
-    met = tables.two_modes({"wgan_gp_seed_0": run(worse | {"mode_weights": [0.5, 0.5], "w2_mode": [0.02, 0.02]})}, [""])
+    met = tables.two_modes(
+        {"wgan_gp_seed_0": run(worse | {"mode_weights": [0.5, 0.5], "w2_mode": [0.02, 0.02]})}, ["wgan_gp"]
+    )
     assert met.endswith("**Every goal is met by every run.**")
     assert "clip" not in made["wgan_gp"] and "default" not in made["wgan_gp_variants"]
     mean = row(made["wgan_gp_variants"], "clipping at 0.1: mean ± standard deviation, n = 2")
@@ -524,7 +540,7 @@ def test_two_modes():
 
 def test_the_variants_are_those_of_reproduce():
     parts = reproduce.table(reproduce.parse_args([]), {})
-    made = {name.removeprefix("wgan_gp_").partition("seed_")[0] for name in parts if name.startswith("wgan_gp_")}
+    made = {name.rpartition("_seed_")[0] for name in parts if name.startswith("wgan_gp_")}
     assert made == set(tables.WGAN_GP)
 
 
@@ -554,13 +570,21 @@ def test_classification():
 
 def test_proofs():
     gaps = {"affine": {"laplace | normal": {"gap": 0.5, "entropy": 1.25}}, "checks": {"lemma": True, "slip": False}}
+    gaps["affine"]["laplace | normal"]["ridge"] = [{"likelihood_gap": 0.0}, {"likelihood_gap": 0.3}]
     free = [{"floor": 0.5, "gap": 0.25, "error": 1e-9}, {"floor": 0.1, "gap": 0.125, "error": 2e-9}]
+    for at, exact in zip(free, (True, False), strict=True):
+        at |= {"likelihood_gap": 0.0625, "likelihood_error": 3e-9, "knots": 81, "moved": 0.004}
+        at["decoder_alone"] = {"gap": 0.02, "least": 0.01, "error": 1e-9, "exact": exact}
     gaps["free"] = {"laplace | normal": free}
-    claim = {"claim A": {"gap": 1e-15, "error": 1e-9, "entropy": 2.0}}
+    claim = {"claim A": {"gap": 1e-15, "error": 1e-9, "entropy": 2.0, "elbo": -2.0}}
     text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
     assert row(text, "laplace, prior normal")[1:] == ["-1.250000", "0.5000000000", "0.25 (1e-09)", "0.125 (2e-09)"]
+    assert row(text, "its likelihood, the same maps")[2:] == ["0 to 0.3", "0.0625 (3e-09)", "0.0625 (3e-09)"]
+    assert row(text, "its likelihood, a decoder alone")[2:] == ["", "0 exactly", "0.01 to 0.02"]
     assert row(text, "counterexample in 2-D, claim A")[1:3] == ["-2.000000", "1e-15 (1e-09)"]
-    assert "1 of 2 steps" in text
+    assert (
+        "1 of 2 steps" in text and "Up to 81 knots a spline; their last doubling moved a gap by at most 0.4 %." in text
+    )
 
 
 def test_a_refresh_is_what_the_results_give_and_touches_nothing_else(tmp_path):
