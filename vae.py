@@ -38,11 +38,9 @@ SEEN = 1000  # test images that are measured at each checkpoint; nothing is chos
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     script.add_flags(parser, name="vae", batch_size=128, lr=5e-4)
-    add, sigma = parser.add_argument, number(float, 1e-4, 1e4, words=("auto",))
-    add("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
-    add("--contrastive", type=number(float, 0), default=0.0, help="weight of common/contrastive.py's term; 0: without")
-    add("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
-    add("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
+    sigma = number(float, 1e-4, 1e4, words=("auto",))
+    parser.add_argument("--sigma", type=sigma, default="auto", help="decoder's std: auto (optimal) or a number")
+    parser.add_argument("--beta", type=number(float, 0), default=1.0, help="weight of the KL term")
     return runs.parse(parser, argv, "vae.py", script.REUSE, script.MAY_DIFFER)
 
 
@@ -180,13 +178,11 @@ def make_update(vae, average, optimizer, images, args):
         with devices.autocast(images.device, args.precision):
             codes = vae.encoder(x)
             nll, kl, mse = elbo_terms(vae, x, eps, codes)
-            loss = (nll + args.beta * kl).mean()
-            numbers = {"loss": loss, "nll": nll.mean(), "kl": kl.mean(), "mse": mse}
+            numbers = {"loss": (nll + args.beta * kl).mean(), "nll": nll.mean(), "kl": kl.mean(), "mse": mse}
             if u is not None:
                 numbers["contrast"] = contrastive.term(vae.encoder, x, codes[0], u).mean()
-                loss = loss + args.contrastive * numbers["contrast"]
-                numbers["loss"] = loss
-        loss.backward()
+                numbers["loss"] = numbers["loss"] + args.contrastive * numbers["contrast"]
+        numbers["loss"].backward()
         ranks.average_gradients(parameters)
         optimizer.step()
         devices.average_weights(average, vae, decay)
@@ -200,19 +196,18 @@ def train(args, run, images, test):
     torch.manual_seed(args.seed)  # the initial weights
     vae = VAE(args.latent_dim, args.sigma).to(images.device)
     average = copy.deepcopy(vae)
+    z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
     optimizer = devices.adam(vae.parameters(), args.lr, images.device)
     parts = {"model": vae, "average": average, "optimizer": optimizer}
     vae.train()
     update = make_update(vae, average, optimizer, images, args)
     with Loop.of_epochs(run, args, parts, images, "lower --lr, or raise --sigma if you set one") as loop:
-        for step in loop:
+        for _ in loop:
             noise = loop.generator("noise")
             flip = torch.rand(args.batch_size, device=images.device, generator=noise) < 0.5
             eps = torch.randn(args.batch_size, args.latent_dim, device=images.device, generator=noise)
             u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
-            lr = devices.learning_rate(step, loop.total, args.lr, args.schedule)
-            devices.set_lr(optimizer, lr)
-            decay = devices.average_decay(step, args.ema, images.device)
+            lr, decay = script.set_rates(args, loop, optimizer)
             loop.add(update(*ranks.shard(loop.rows(images), flip, eps, u), decay))
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
@@ -222,7 +217,7 @@ def train(args, run, images, test):
                 loop.show(f"elbo {elbo:.0f} nats, kl {means['kl']:.1f}, mse {means['mse']:.4f}")
             if loop.saves():
                 ranks.average_buffers(vae, average)
-                loop.save(evaluate(average, test[:SEEN], args.seed))
+                loop.save(evaluate(average, test[:SEEN], args.seed), decode(average, z))
     return average, {"step": loop.step, **loop.spent()}
 
 
@@ -259,11 +254,6 @@ def draw_latents(vae, n, prior, images, seed):
     codes = encode(vae, images, seed).cpu().double()
     scale = torch.linalg.cholesky(torch.cov(codes.T) + 1e-9 * torch.eye(codes.shape[1]))  # unused units have no spread
     return codes.mean(0).to(z) + z @ scale.T.to(z)
-
-
-def generate(vae, n, prior, images, seed):
-    """-> n samples, uint8 (n, 3, 32, 32), with z as `draw_latents` says."""
-    return decode(vae, draw_latents(vae, n, prior, images, seed))
 
 
 @torch.no_grad()
@@ -308,16 +298,14 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
     With extractors also distances to the test images; "floor" is that of as many training images.
     """
     if args.sample:
-        script.write_samples(run, args, generate(vae, args.sample, args.prior, images, args.seed))
+        z = draw_latents(vae, args.sample, args.prior, images, args.seed)
+        script.write_samples(run, args, decode(vae, z))
         return
-    n = max(len(test), 128)
-    made = {
-        "reconstruction": decode(vae, encode(vae, test)),
-        "generation": generate(vae, n, "normal", images, args.seed),
-        "generation_expost": generate(vae, n, "expost", images, args.seed),
-    }
-    metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
+    made = {"reconstruction": decode(vae, encode(vae, test))}
+    for name, prior in {"generation": "normal", "generation_expost": "expost"}.items():
+        made[name] = decode(vae, draw_latents(vae, max(len(test), 128), prior, images, args.seed))
     metrics |= evaluate(vae, test, args.seed) | run.earlier_distances(metrics["step"])
+    script.draw_interpolations(run, test, lambda x: encode(vae, x), lambda z: decode(vae, z))
     for extractor in extractors:
         sets = script.distance_sets(args, **made, floor=images)
         metrics |= fid.model_distances(sets, test, extractor, args.data_dir, script.label(args))
@@ -328,8 +316,7 @@ def main(argv=None):
     args = parse_args(argv)
     run, images, test, extractors = script.begin(args, "vae.py", argv)
     if args.eval_only or args.sample:
-        vae = VAE(args.latent_dim).to(images.device)
-        metrics = script.restore(run, vae)
+        vae, metrics = script.restore(run, VAE(args.latent_dim).to(images.device))
     else:
         vae, metrics = train(args, run, images, test)
     if ranks.leave_group():

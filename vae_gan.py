@@ -32,7 +32,7 @@ from torch import nn
 from common import contrastive, data, devices, pictures, ranks, runs, script
 from common.loop import Loop
 from common.runs import number
-from vae import SEEN, VAE, decode, encode, evaluate, finish, gaussian_nll, kl_to_prior, load
+from vae import SEEN, VAE, decode, draw_latents, encode, evaluate, finish, gaussian_nll, kl_to_prior, load
 
 CURVES = {"feature_nll": "-log p(Dis_l(x)|z), nats", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 LAYERS = ("conv1", "conv2", "fc")
@@ -43,11 +43,6 @@ PATIENCE = 10  # log lines in a row that must tell of a collapse before it is sa
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     script.add_flags(parser, name="vae_gan", batch_size=64, lr=3e-4)
-    parser.add_argument("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
-    weight = number(float, 0)
-    parser.add_argument(
-        "--contrastive", type=weight, default=0.0, help="weight of common/contrastive.py's term; 0: without"
-    )
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
     parser.add_argument("--gamma", type=number(float, 0), default=1e-2, help="likelihood against GAN in decoder")
     parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
@@ -194,6 +189,7 @@ def train(args, run, images, test):
     torch.manual_seed(args.seed)  # the initial weights
     vae, discriminator = VAE(args.latent_dim).to(device), Discriminator(args.feature_layer).to(device)
     average = copy.deepcopy(vae)
+    z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
     players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
     optimizers = {
         name: devices.adam(player.parameters(), args.lr, device, betas=(0.5, 0.999)) for name, player in players.items()
@@ -204,15 +200,12 @@ def train(args, run, images, test):
     update = make_update(vae, average, discriminator, optimizers, images, args)
     lasted = 0  # log lines in a row that told of a collapse
     with Loop.of_epochs(run, args, parts, images, ADVICE) as loop:
-        for step in loop:
+        for _ in loop:
             noise = loop.generator("noise")
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
             eps, z_p = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
             u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
-            lr = devices.learning_rate(step, loop.total, args.lr, args.schedule)
-            for optimizer in optimizers.values():
-                devices.set_lr(optimizer, lr)
-            decay = devices.average_decay(step, args.ema, device)
+            lr, decay = script.set_rates(args, loop, *optimizers.values())
             loop.add(update(*ranks.shard(loop.rows(images), flip, eps, z_p, u), decay))
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
@@ -224,7 +217,7 @@ def train(args, run, images, test):
                     loop.say(trouble(means))
             if loop.saves():
                 ranks.average_buffers(vae, average)
-                loop.save(evaluate(average, test[:SEEN], args.seed))
+                loop.save(evaluate(average, test[:SEEN], args.seed), decode(average, z))
     return average, {"step": loop.step, **loop.spent()}
 
 
@@ -253,8 +246,7 @@ def main(argv=None):
     run, images, test, extractors = script.begin(args, "vae_gan.py", argv)
     other = load(args.compare, images.device)[0] if args.compare else None
     if args.eval_only or args.sample:
-        vae = VAE(args.latent_dim).to(images.device)
-        metrics = script.restore(run, vae)
+        vae, metrics = script.restore(run, VAE(args.latent_dim).to(images.device))
     else:
         vae, metrics = train(args, run, images, test)
     if not ranks.leave_group():

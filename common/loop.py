@@ -20,7 +20,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from common import devices, ranks
+from common import devices, pictures, ranks
 from common.runs import Interrupted, UserError, number
 
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
@@ -83,6 +83,7 @@ class Loop:
                     "give more, or --eval-only"
                 )
             self.run.rewind_log(self.step)
+            self.run.drop_frames(self.step)
             self.run.go_on()
         else:
             self.run.begin()
@@ -206,10 +207,11 @@ class Loop:
         self.leaves = self.stopping()
         return self.complete() or self.leaves
 
-    def save(self, found):
+    def save(self, found, frame=None):
         """Write the checkpoint, unless a weight or one of `found`, {name: number} measured of them, is not finite.
 
-        Every `save_every` steps `found` becomes a line of log.jsonl. Raises Interrupted after Ctrl-C.
+        Every `save_every` steps `found` becomes a line of log.jsonl, and `frame`, uint8 images (N, 3, H, W) of what
+        the weights make, a picture for an animation. Raises Interrupted after Ctrl-C.
         """
         self.check_finite(found)
         self.check_weights()
@@ -222,6 +224,8 @@ class Loop:
             if self.per_epoch:
                 where["epoch"] = self.step // self.per_epoch
             self.run.log(**where, **found)
+            if frame is not None and ranks.is_main():
+                pictures.write_frame(frame, self.run.frame(self.step), f"epoch {where['epoch']}")
         self.run.save(self.step, self.parts, recent=sums, **self.spent())
         if self.leaves:
             raise Interrupted(

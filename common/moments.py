@@ -1,7 +1,9 @@
 """Mean and covariance of feature vectors: gathered from parts, kept in a file that pytorch-fid reads, too."""
 
+import hashlib
 import zipfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -59,6 +61,13 @@ def merge(parts):
     return Statistics(mu, scatter / (n - 1), n)
 
 
+def cache_file(folder, label, images, recipe):
+    """Where the statistics of these images (N, 3, H, W) uint8 are kept: under a key of their bytes and the recipe."""
+    key = hashlib.sha256(images.cpu().contiguous().numpy())
+    key.update(f"{tuple(images.shape)} {recipe}".encode())
+    return Path(folder) / "fid_stats" / f"{label}-{key.hexdigest()[:16]}.npz"
+
+
 def read(path):
     """An .npz of pytorch-fid or of `write` -> Statistics, and its recipe or None. Raises UserError."""
     try:
@@ -74,7 +83,26 @@ def read(path):
     return Statistics(mu, sigma, n), recipe
 
 
-def write(path, found, recipe):
-    """Statistics -> an .npz, whole or not at all. recipe: of the features, in words. Raises UserError."""
+def read_features(path, n):
+    """The features that `write` was given of n images -> (n, D) float32. Raises UserError."""
+    try:
+        with open(path, "rb") as raw, np.load(raw) as file:
+            features = torch.from_numpy(file["features"])
+    except (KeyError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} holds no features that can be read ({first_line(error)}): write it anew") from error
+    if features.ndim != 2 or len(features) != n or not features.isfinite().all():
+        raise UserError(f"{path} does not hold finite features of {n} images: write it anew")
+    return features
+
+
+def write(path, found, recipe, features=None):
+    """Statistics -> an .npz, whole or not at all. recipe: of the features, in words. Raises UserError.
+
+    features: those of which the statistics are, a list of (n, D), for `read_features`. As they are, float32: as float16
+    they would move a kernel distance by 1e-4 of its error only, but end at 65,504, which a program's may pass.
+    """
+    arrays = {"mu": found.mu.numpy(), "sigma": found.sigma.numpy(), "n": found.n, "recipe": recipe}
+    if features is not None:
+        arrays["features"] = torch.cat(features).numpy()
     with runs.writing(path) as part:
-        np.savez_compressed(part, mu=found.mu.numpy(), sigma=found.sigma.numpy(), n=found.n, recipe=recipe)
+        np.savez_compressed(part, **arrays)

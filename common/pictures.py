@@ -9,7 +9,7 @@ import matplotlib
 matplotlib.use("Agg")  # draw into files; no screen needed
 import matplotlib.pyplot as plt  # noqa: E402
 import torch  # noqa: E402
-from PIL import Image  # noqa: E402
+from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common.runs import UserError, cannot_write, writing  # noqa: E402
@@ -82,15 +82,20 @@ def write_images(images, folder):
         shutil.rmtree(part, ignore_errors=True)
 
 
-def plot_grid(images, path, title, columns=16):
-    """images (N, 3, 32, 32) uint8, drawn row by row -> one PNG."""
+def tiled(images, columns):
+    """images (N, 3, 32, 32) uint8, laid row by row on white -> one picture (34 rows, 34 columns, 3), an array."""
     rows = math.ceil(len(images) / columns)
     sheet = torch.full((rows * columns, 3, 34, 34), 255, dtype=torch.uint8)
     sheet[: len(images), :, 1:33, 1:33] = images.cpu()
-    sheet = sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3)
+    return sheet.view(rows, columns, 3, 34, 34).permute(0, 3, 1, 4, 2).reshape(rows * 34, columns * 34, 3).numpy()
+
+
+def plot_grid(images, path, title, columns=16):
+    """images (N, 3, 32, 32) uint8, drawn row by row -> one PNG."""
+    rows = math.ceil(len(images) / columns)
     figure = plt.figure(figsize=(columns * 0.68, rows * 0.68 + 0.4), dpi=100)
     axes = figure.add_axes((0, 0, 1, rows * 0.68 / (rows * 0.68 + 0.4)))
-    axes.imshow(sheet.numpy(), interpolation="nearest")
+    axes.imshow(tiled(images, columns), interpolation="nearest")
     axes.axis("off")
     figure.suptitle(title, fontsize=12)
     save_figure(figure, path)
@@ -107,12 +112,29 @@ def plot_rows(sets, path, title):
     plot_grid(torch.cat([row for group in rows for row in group]), path, title, columns)
 
 
-def write_gif(frames, path):
-    """One animation of pictures of equal size; the last one stays longer."""
+def write_frame(images, path, title):
+    """images (N, 3, 32, 32) uint8, eight a row, under a title -> one PNG, a pixel for each of theirs."""
+    sheet = Image.fromarray(tiled(images, 8))
+    frame = Image.new("RGB", (sheet.width, sheet.height + 16), "white")
+    frame.paste(sheet, (0, 16))
+    ImageDraw.Draw(frame).text((3, 1), title, fill="black", font=ImageFont.load_default(size=12))
+    with writing(path) as part:
+        frame.save(part)
+
+
+def spread(frames, most):
+    """At most so many of a list, evenly over it, with the first and the last."""
+    if len(frames) <= most:
+        return frames
+    return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
+
+
+def write_gif(frames, path, colours=48):
+    """One animation of pictures of equal size; the last one stays longer. colours: 48 are enough for plots."""
     pictures = []
     for frame in frames:
         with Image.open(frame) as picture:
-            pictures.append(picture.convert("RGB").quantize(48, dither=Image.Dither.NONE))
+            pictures.append(picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE))
     durations = [600] * (len(pictures) - 1) + [2500]
     with writing(path) as part:
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

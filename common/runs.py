@@ -5,7 +5,8 @@ Nothing here knows a model or a data set.
 
 A run lives in runs/<name>/: args.json (flags, versions, commit), log.jsonl (one JSON object a line),
 metrics.json (the results), checkpoint.pt (weights, optimiser, step, flags; tensors and plain types only)
-and pictures. Files appear whole or not at all: they are written beside their place and moved there.
+and pictures; frames/ holds those that become an animation. Files appear whole or not at all: they are written beside
+their place and moved there.
 """
 
 import argparse
@@ -437,6 +438,21 @@ class Run:
         if ranks.is_main():
             kept = [json.dumps(record) for record in self.read_log() if record.get("step", 0) <= step]
             write_bytes(self / "log.jsonl", "".join(line + "\n" for line in kept).encode())
+
+    def frame(self, step):
+        """The path of the picture of that step, for an animation."""
+        return self / "frames" / f"{step:08d}.png"
+
+    def frames(self):
+        """The paths of those that are there, oldest first."""
+        return sorted((self / "frames").glob("[0-9]*.png"))
+
+    def drop_frames(self, step):
+        """Delete the frames after `step`: a resumed run draws them again."""
+        if ranks.is_main():
+            for path in self.frames():
+                if path.name > self.frame(step).name:
+                    path.unlink(missing_ok=True)
 
     def earlier_distances(self, step):
         """The Frechet distances that metrics.json already holds of the weights at `step`: they took long to measure."""

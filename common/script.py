@@ -1,7 +1,9 @@
-"""How a script that trains a model of images begins and ends: its flags, what it reads, what it leaves."""
+"""What vae.py and vae_gan.py do alike around their models: flags, what is read, rates, what a run leaves."""
 
 import argparse
 from pathlib import Path
+
+import torch
 
 from common import data, devices, pictures, runs
 from common.inception import wanted_extractor
@@ -10,14 +12,19 @@ from common.runs import UserError, number
 
 REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
 MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "features")  # flags that may change then
+FRAME = 64  # samples in a frame of training.gif, which has one of each checkpoint at an epoch's end,
+FRAMES = 30  # but at most so many frames: a file that a page can show
+POINTS = 8  # of an interpolation
 
 
 def add_flags(parser, name, batch_size, lr):
-    """All flags but the model's own. name: of the run, by default."""
+    """All flags that the scripts share. name: of the run, by default."""
     runs.add_run_flags(parser, name)
     data.add_flags(parser)
     add_training_flags(parser, 50, batch_size, lr)
     add = parser.add_argument
+    add("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
+    add("--contrastive", type=number(float, 0), default=0.0, help="weight of common/contrastive.py's term; 0: without")
     add("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
     add("--ema", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights")
     add("--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step")
@@ -55,10 +62,18 @@ def wanted_extractors(args, device):
     return found
 
 
+def set_rates(args, loop, *optimizers):
+    """Give the optimisers the learning rate of the loop's step -> it, and the decay of averaged weights there."""
+    lr = devices.learning_rate(loop.step, loop.total, args.lr, args.schedule)
+    for optimizer in optimizers:
+        devices.set_lr(optimizer, lr)
+    return lr, devices.average_decay(loop.step, args.ema, loop.device)
+
+
 def restore(run, average):
-    """Load a run's averaged model -> {"step", "seconds", "cpu_seconds"} of its training."""
+    """Load a run's averaged model into `average` -> `average`, {"step", "seconds", "cpu_seconds"} of its training."""
     state = run.restore({"average": average})
-    return {key: state[key] for key in ("step", "seconds", "cpu_seconds") if key in state}
+    return average, {key: state[key] for key in ("step", "seconds", "cpu_seconds") if key in state}
 
 
 def write_samples(run, args, samples):
@@ -66,6 +81,36 @@ def write_samples(run, args, samples):
     folder = run / f"samples-{args.prior}"
     pictures.write_images(samples, folder)
     print(f"{len(samples)} samples are in {folder}")
+
+
+def great_circle(a, b, points):
+    """Spherical interpolation (slerp) from a to b, both included: each (N, Z) -> (N, points, Z)."""
+    # Not the straight line: the mu of images have about the norm of z ~ N(0, I), two of them stand about at right
+    # angles, so that the line between them comes nearer to 0 than the codes of images do, and there the decoder blurs.
+    first, last = (mu.cpu().double()[:, None] for mu in (a, b))
+    t = torch.linspace(0, 1, points, dtype=first.dtype)[:, None]
+    cosine = torch.cosine_similarity(first, last, dim=-1)[..., None]
+    angle = torch.acos(cosine.clamp(-1 + 1e-9, 1 - 1e-9))  # of equal and of opposite codes: next to it
+    z = (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
+    return z.to(a)
+
+
+def draw_interpolations(run, test, encode, decode):
+    """interpolations.png: a row for each of up to eight pairs of test images, one at each end, between them POINTS
+    images made from codes on the way from the one's mu to the other's.
+
+    encode: uint8 images (N, 3, 32, 32) -> mu (N, Z); decode: z (N, Z) -> uint8 images.
+    """
+    n = min(8, len(test) // 2)
+    if n == 0:
+        return
+    pairs = test[: 2 * n].unflatten(0, (n, 2))  # (n, 2, 3, 32, 32)
+    mu = encode(test[: 2 * n]).unflatten(0, (n, 2))  # (n, 2, Z)
+    z = great_circle(mu[:, 0], mu[:, 1], POINTS)
+    made = decode(z.flatten(0, 1)).unflatten(0, (n, POINTS))
+    rows = torch.cat([pairs[:, :1], made, pairs[:, 1:]], 1)
+    title = "test images at the ends; between them decoded codes, from mu to mu"
+    pictures.plot_grid(rows.flatten(0, 1), run / "interpolations.png", title, POINTS + 2)
 
 
 def label(args):
@@ -85,6 +130,7 @@ def finish(run, args, metrics, test, made, curves):
     metrics: what the script has measured; made: {"reconstruction" of test, "generation" from N(0, I),
     "generation_expost": uint8 images}. Added is their sharpness_*, high-frequency energy over the test images'.
     """
+    metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
     detail = data.high_frequency_energy(test)
     metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}
     pictures.plot_curves(run.read_log(), run / "curves.png", curves)
@@ -93,6 +139,8 @@ def finish(run, args, metrics, test, made, curves):
     pictures.plot_grid(made["generation"][:128], run / "samples-normal.png", "samples, z ~ N(0, I)")
     expost = "samples, z ~ Gaussian fitted to training codes"
     pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
+    if run.frames():
+        pictures.write_gif(pictures.spread(run.frames(), FRAMES), run / "training.gif", colours=256)
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     run.summary(f"{args.data}, {len(test)} {data.measured_on(args)} images", metrics)
     if args.fid == "auto" and test.device.type == "cpu":

@@ -318,6 +318,56 @@ def test_kernel_distance_is_unbiased_and_its_error_is_honest():
     assert value > 10 * error
 
 
+def test_a_models_distances_are_both_kinds_and_the_test_images_features_are_computed_once(tmp_path, tiny, monkeypatch):
+    extractor = fid.load_extractor(features=tiny)
+    sets, test = {"made": IMAGES[:24], "floor": IMAGES[24:48]}, IMAGES[48:90]
+    folder = tmp_path / "data"
+    fid.cached_statistics(test, extractor, folder, "x-test")  # as an earlier version left it: without features
+    found = fid.model_distances(sets, test, extractor, folder, "x-test")
+    of_a_set = [f"fd_tiny_{name}{end}" for name in sets for end in ("", "_kid", "_kid_stderr")]
+    assert set(found) == {*of_a_set, "fd_tiny_images", "fd_tiny_name"}
+    for name, made in sets.items():
+        kid, error = fid.kernel_distance(extractor([made]), extractor([test]))
+        assert found[f"fd_tiny_{name}_kid"] == pytest.approx(kid, abs=1e-7)
+        assert found[f"fd_tiny_{name}_kid_stderr"] == pytest.approx(error, abs=1e-7) and error > 0
+        (mu, sigma, _), (real_mu, real_sigma, _) = (fid.statistics(x, extractor) for x in (made, test))
+        distance = fid.frechet_distance(mu, sigma, real_mu, real_sigma)
+        assert found[f"fd_tiny_{name}"] == pytest.approx(distance, rel=1e-9)
+
+    seen, call = [], inception.Exported.__call__
+
+    def spy(self, groups):
+        seen.extend(len(group) for group in groups)
+        return call(self, groups)
+
+    monkeypatch.setattr(inception.Exported, "__call__", spy)
+    assert fid.model_distances(sets, test, extractor, folder, "x-test") == found
+    assert sum(seen) == 24 + 24  # the test images' come from the cache
+    (path,) = (folder / "fid_stats").iterdir()
+    assert moments.read(path)[0].n == 42 and moments.read_features(path, 42).shape == (42, 12)
+
+    stats, recipe = moments.read(path)
+    for features in ([torch.full((42, 12), math.inf)], [torch.zeros(41, 12)], [torch.zeros(42)], None):
+        moments.write(path, stats, recipe, features)  # unfit ones are computed anew
+        assert fid.model_distances(sets, test, extractor, folder, "x-test") == pytest.approx(found)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert fid.model_distances(sets, test, extractor, folder, "x-test") == pytest.approx(found)
+
+
+def test_three_images_have_a_frechet_distance_alone(tmp_path, tiny):
+    extractor = fid.load_extractor(features=tiny)
+    found = fid.model_distances({"made": IMAGES[:3]}, IMAGES[3:40], extractor, tmp_path, "x-test")
+    assert set(found) == {"fd_tiny_made", "fd_tiny_images", "fd_tiny_name"}
+
+
+def test_kernel_distances_tell_a_shift_from_noise(tmp_path, tiny):
+    extractor = fid.load_extractor(features=tiny)
+    darker = (IMAGES[:48].float() * 0.2).to(torch.uint8)
+    found = fid.model_distances({"same": IMAGES[:48], "dark": darker}, IMAGES[48:], extractor, tmp_path, "x-test")
+    assert abs(found["fd_tiny_same_kid"]) < 3 * found["fd_tiny_same_kid_stderr"]
+    assert found["fd_tiny_dark_kid"] > 5 * found["fd_tiny_dark_kid_stderr"]
+
+
 # --- the network and its weights ----------------------------------------------------------------------------------
 
 

@@ -241,6 +241,7 @@ def test_a_run_leaves_what_it_promises_and_a_vae_is_drawn_beside_it(in_tmp, imag
     monkeypatch.setattr(pictures, "plot_rows", plot_rows)
     train(image_folder, "--name", "whole", "--epochs", 1, "--compare", "runs/vae")
     plots = {"curves.png", "adversaries.png", "reconstructions.png", "samples-normal.png", "samples-expost.png"}
+    plots |= {"interpolations.png", "frames", "training.gif"}
     files = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "comparison.png"}
     assert files | plots == set(os.listdir("runs/whole"))
     found = metrics("whole")

@@ -1,0 +1,173 @@
+"""common/script.py: interpolations of known codes, training.gif of the frames that are there.
+
+pytest tests/test_script.py
+"""
+
+import math
+import os
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import ctrl_c_in
+from PIL import Image
+
+import vae
+from common import devices, pictures, ranks, runs, script, shapes
+from common.loop import Loop
+
+QUICK = "--data images --device cpu --latent-dim 4 --batch-size 30".split()  # of 60 images: two steps an epoch
+
+
+# --- interpolations -----------------------------------------------------------------------------------------------
+
+
+def test_a_great_circle_has_equal_steps_and_keeps_the_norm():
+    a, b = torch.tensor([[3.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, 3.0]])
+    z = script.great_circle(a, b, 7)
+    assert z.shape == (1, 7, 3) and z.dtype == a.dtype
+    angle = torch.arange(7) * math.pi / 2 / 6
+    expected = 3 * torch.stack([angle.cos(), 0 * angle, angle.sin()], 1)
+    torch.testing.assert_close(z[0], expected, atol=1e-6, rtol=0)
+
+
+def test_a_great_circle_ends_at_its_codes_whatever_they_are():
+    torch.manual_seed(0)
+    a = torch.randn(5, 16)
+    b = torch.stack([torch.randn(16), 2 * a[1], a[2], -a[3], torch.zeros(16)])
+    z = script.great_circle(a, b, 8)
+    assert z.isfinite().all()
+    torch.testing.assert_close(z[:, 0], a, atol=1e-4, rtol=0)
+    torch.testing.assert_close(z[:, -1], b, atol=1e-4, rtol=0)
+    torch.testing.assert_close(z[2], a[2].expand(8, 16), atol=1e-4, rtol=0)  # between equal codes nothing else
+
+
+@pytest.mark.parametrize(("count", "pairs"), [(40, 8), (16, 8), (5, 2)])
+def test_a_row_is_an_image_its_codes_way_to_another_and_that_image(monkeypatch, count, pairs):
+    """Grey images whose code is the grey value, on a line through 0: between them are the values between."""
+    drawn = {}
+    monkeypatch.setattr(pictures, "plot_grid", lambda images, path, title, columns: drawn.update(x=images, n=columns))
+    grey = torch.arange(1, count + 1, dtype=torch.uint8) * 6
+    test = grey.view(-1, 1, 1, 1).expand(count, 3, 32, 32)
+
+    def decode(z):
+        return z[:, :1, None, None].round().to(torch.uint8).expand(len(z), 3, 32, 32) + 1
+
+    script.draw_interpolations(Path("unused"), test, lambda x: x[:, :1, 0, 0].float(), decode)
+    rows = drawn["x"][:, 0, 0, 0].view(pairs, 10).long()
+    assert drawn["n"] == 10
+    for row, first, last in zip(rows, grey[0::2].long(), grey[1::2].long(), strict=False):
+        assert (row[0], row[-1]) == (first, last)  # as they are
+        assert (row[1], row[-2]) == (first + 1, last + 1)  # and as they are decoded
+        assert (row[1:-1].diff() >= 0).all() and row[4] in range(first + 2, last + 1)
+
+
+def test_one_image_makes_no_pair(in_tmp):
+    script.draw_interpolations(in_tmp, torch.zeros(1, 3, 32, 32, dtype=torch.uint8), None, None)
+    assert os.listdir(in_tmp) == []
+
+
+# --- frames and their animation -----------------------------------------------------------------------------------
+
+
+class SmallEncoder(torch.nn.Module):
+    """As vae.Encoder, in less time."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.mu, self.logvar = (torch.nn.Linear(3 * 32 * 32, latent_dim) for _ in range(2))
+
+    def forward(self, x):
+        return self.mu(x.flatten(1)), self.logvar(x.flatten(1))
+
+
+class SmallDecoder(torch.nn.Module):
+    """As vae.Decoder, in less time."""
+
+    def __init__(self, latent_dim):
+        super().__init__()
+        self.net = torch.nn.Linear(latent_dim, 3 * 32 * 32)
+
+    def forward(self, z):
+        return torch.sigmoid(self.net(z)).view(-1, 3, 32, 32)
+
+
+def frames(name):
+    return sorted(os.listdir(Path("runs", name, "frames")))
+
+
+def pixels(path):
+    with Image.open(path) as picture:
+        return np.array(picture.convert("RGB"))
+
+
+def test_frames_show_the_same_z_and_a_resumed_run_has_those_before_its_checkpoint(
+    in_tmp, image_folder, monkeypatch, no_figures
+):
+    monkeypatch.setattr(vae, "Encoder", SmallEncoder)
+    monkeypatch.setattr(vae, "Decoder", SmallDecoder)
+    latents, decode = [], vae.decode
+
+    def spy(model, z):
+        before = torch.get_rng_state()
+        images = decode(model, z)
+        assert torch.equal(torch.get_rng_state(), before)  # nothing that a training draws from
+        if len(z) == script.FRAME:
+            latents.append(z)
+        return images
+
+    monkeypatch.setattr(vae, "decode", spy)
+    with monkeypatch.context() as patch, pytest.raises(runs.Interrupted):
+        ctrl_c_in(patch, 3)  # in the middle of the second epoch
+        vae.main([*QUICK, "--epochs", "2", "--name", "x"])
+    assert frames("x") == ["00000002.png"]
+    Path("runs/x/frames/00000004.png").write_bytes(b"of a process that was killed before its checkpoint")
+    vae.main(["--name", "x", "--resume"])
+    assert frames("x") == ["00000002.png", "00000004.png"]
+    z = torch.randn(script.FRAME, 4, generator=devices.generator("cpu", 0, "latents"))  # of the seed alone
+    assert len(latents) == 3 and all(torch.equal(seen, z) for seen in latents)  # also where Ctrl-C was pressed
+    model, _ = vae.load("runs/x", "cpu")
+    last = pixels("runs/x/frames/00000004.png")
+    assert np.array_equal(last[16:], pictures.tiled(decode(model, z), 8))
+    assert not np.array_equal(last[16:], pixels("runs/x/frames/00000002.png")[16:])  # it has learnt meanwhile
+    with Image.open("runs/x/training.gif") as gif:
+        assert gif.n_frames == 2 and gif.size == (272, 288)
+
+    os.remove("runs/x/frames/00000002.png")
+    vae.main(["--name", "x", "--eval-only"])
+    with Image.open("runs/x/training.gif") as gif:
+        assert gif.n_frames == 1
+
+
+@pytest.mark.parametrize("main", [True, False])
+def test_a_frame_is_of_the_end_of_an_epoch_and_of_the_main_process(in_tmp, monkeypatch, main):
+    args = types.SimpleNamespace(name="run", seed=0, resume=False, log_every=2, batch_size=4, epochs=2)
+    made = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+    steps = Loop.of_epochs(runs.Run(args, "script.py"), args, {}, torch.arange(12), "")
+    with steps:
+        monkeypatch.setattr(ranks, "is_main", lambda: main)
+        with pytest.raises(runs.Interrupted):
+            for step in steps:
+                steps.interrupted = step == 5  # in the second epoch
+                if steps.saves():
+                    steps.save({}, made)
+    there = [str(path) for path in Path("runs/run").rglob("*.png")]
+    assert there == (["runs/run/frames/00000003.png"] if main else [])
+
+
+@pytest.mark.parametrize(("count", "most", "kept"), [(3, 30, [0, 1, 2]), (7, 4, [0, 2, 4, 6]), (50, 2, [0, 49])])
+def test_of_many_frames_some_are_kept_evenly_with_the_first_and_the_last(count, most, kept):
+    assert pictures.spread(list(range(count)), most) == kept
+
+
+def test_an_animation_of_photographs_has_the_colours_it_is_given_and_a_pages_size(in_tmp):
+    images = torch.from_numpy(shapes.make(3 * script.FRAME, seed=0))
+    for i, part in enumerate(images.split(script.FRAME)):
+        pictures.write_frame(part, Path(f"{i}.png"), f"epoch {i}")
+    for colours in (48, 256):
+        pictures.write_gif(sorted(Path().glob("*.png")), Path("x.gif"), colours)
+        found = len(np.unique(pixels("x.gif").reshape(-1, 3), axis=0))
+        assert 0.9 * colours <= found <= colours
+    assert os.path.getsize("x.gif") / 3 * script.FRAMES < 2.5e6
