@@ -12,7 +12,6 @@ from helpers import DEVICES, ROOT, write_images
 
 from common import data, runs
 
-
 if "PYTEST_XDIST_WORKER" in os.environ:  # tests run side by side: a thread for each, also in processes they start
     os.environ["OMP_NUM_THREADS"] = "1"
     torch.set_num_threads(1)
