@@ -122,6 +122,8 @@ def tables(results):
         "distances": distances(trained, models),
         "classification": classification(budget, found, probes),
     }
+    if any(seen(models, f"{ruler}_{kind}_kid") for ruler in RULERS for kind in KINDS):
+        made["kernel"] = kernel_distances(trained, models)
     copied, columns = stages(found)
     if any(len(some) > 1 for some in copied.values()):
         behind = [name for name in found if re.search(r"vae_.*_seed_0(-epoch\d+)?$", name)]
@@ -251,6 +253,20 @@ def distances(caption, models):
         counts.append(f"{title}: {images} images a set")
     rows = [*models.items(), ("floor: training images", floors(models, ".2f"))]
     return table(f"{caption} {'; '.join(counts)}.", COUNT | distance_columns(titles, ".2f"), rows)
+
+
+def kernel_distances(caption, models):
+    """Of each model's first run, with their standard errors: how far two models' numbers may differ by chance."""
+    titles, rows = used(models, RULERS), []
+    columns = {title: (f"{key}_kid", "") for title, (key, _) in distance_columns(titles, "").items()}
+    for title, some in models.items():
+        first, row = some[0] if some else {}, {}
+        for key, _ in columns.values():
+            row[key] = MISSING
+            if key in first:
+                row[key] = f"{first[key]:.4g} ± {first[f'{key}_stderr']:.1g}"
+        rows.append((title, row))
+    return table(f"{caption} First seed; ± standard error.", columns, rows)
 
 
 def probed(run):

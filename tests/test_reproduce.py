@@ -312,6 +312,7 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
         runs.write_json(Path("runs", name, "args.json"), made)
         Path("runs", name, "checkpoint.pt").touch()
         numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
+        numbers |= {"fd_features_generation_kid": 0.0123456, "fd_features_generation_kid_stderr": 0.000789}
         runs.write_json(Path("runs", name, "metrics.json"), numbers)
     args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
     parts = reproduce.table(args, rulers)
@@ -326,6 +327,8 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
     made = tables.tables(found)
     assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
+    assert row(made["kernel"], "VAE, 64")[1:] == ["not measured", "0.01235 ± 0.0008", "not measured"]
+    assert row(made["kernel"], "VAE-GAN, 64")[1:] == ["not measured"] * 3
     for epochs, bits, far, read in (
         (5, "6.500", "65.0", "40.00"),
         (10, "6.200", "62.0", None),
