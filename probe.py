@@ -304,10 +304,10 @@ def main(argv=None):
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}
     metrics = {"data": args.data, "holdout": args.holdout, "images": len(split.images), "test_images": len(truth)}
     metrics |= found | {"per_class": per_class, "versions": runs.versions()}
-    runs.write_json(run / "metrics.json", metrics)
     pictures.plot_confusion(predicted, truth, names, run / "confusion.png")
     codes, test_codes = standardise(vae.encode(model, split.images), vae.encode(model, split.test))
     pictures.plot_latents(codes, split.labels, test_codes, truth, names, run / "latents.png")
+    runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     print_table(run, args, metrics)
 
 

@@ -107,13 +107,14 @@ def table(args, rulers):
     # questions 2 and 3
     for seed in range(args.seeds):
         for kind, spec in tables.MODELS.items():
-            model, vae, other = (f"{each}_seed_{seed}" for each in (kind, kind.replace("_gan", ""), spec.baseline))
+            model, vae = f"{kind}_seed_{seed}", f"{kind.replace('_gan', '')}_seed_{seed}"
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
             add(model, spec.minutes * args.epochs, f"python {spec.script} --name {prefix}{model} {flags}", where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
             measure(model, spec.script, (model, "classifier", vae), *picture)
             flags = f"--seed {seed} --latent sample --layer"
             if spec.baseline:
+                other = f"{spec.baseline}_seed_{seed}"
                 probe(model, (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}")
             else:
                 probe(model, (model,), flags)
@@ -171,6 +172,8 @@ def collect(parts, done, notes, settings, old):
         if part.rulers is not None and not copy:
             continue  # its distances stand in its model's metrics.json
         made, metrics = read_json(part / "args.json"), read_json(part / "metrics.json")
+        if f"measure_{name}" in parts and f"measure_{name}" not in done:  # by a ruler that is no longer the same
+            metrics = {key: value for key, value in metrics.items() if not key.startswith(("fid_", "fd_"))}
         epochs = int(copy[2]) if copy else made.get("epochs")
         found[copy[1] if copy else name] = {
             "command": part.command,
@@ -198,7 +201,7 @@ def write_results(parts, args):
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)
     runs.write_bytes(here / "tables.md", text.encode())
-    if "training" in made:
+    if made["training"] != MISSING:
         pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
     if here == public:
         publish(made, done, public)
@@ -226,6 +229,9 @@ def main(argv=None):
     args = parse_args(argv)
     if "RANK" in os.environ:
         raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
+    public = Path("results/results.json")
+    if public.exists() and not read_json(public):
+        raise runs.UserError(f"{public} cannot be read, and would be written anew: mend it, or move it away")
     runs.try_writing(args.work / "results.json")
     runs.lock(args.work, instead="")
     only = tuple(args.only or [""])

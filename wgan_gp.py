@@ -293,11 +293,11 @@ def report(args, run, models, spent, device):
     sample = sampler(models["averaged"], args, device)
     metrics = measure(sample, args.sigma, DRAWS, args.seed, "end") | spent
     metrics |= measure_truth(args.sigma, DRAWS, args.seed)
-    runs.write_json(run / "metrics.json", metrics)
     title = f"after {args.iterations} generator iterations"
     picture(args, sample, title, run / "final.png", critic_grid(models["critic"], device, args.sigma))
     pictures.write_gif(sorted(run.folder.glob("density_*.png")), run / "training.gif")
     plot_curves(run.read_log(), metrics["truth"], args.sigma, run / "curves.png")
+    runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     print_goals(metrics)
     print(f"{run.folder}: {metrics['seconds']:.0f} s; final.png, training.gif, curves.png, metrics.json")
 

@@ -4,7 +4,7 @@
     python benchmarks/neighbours.py runs/vae --features net.pt2 --limit 2000 --count 16       # quick
 
 Samples are decoded from z ~ N(0, I), the same z for runs of as many dimensions. Distances are Euclidean: of pixels in
-[0, 1], and of features as the program gives them. neighbours.png shows 16 samples of each run above the training images
+[0, 1], and of features as the program gives them. The picture shows 16 samples of each run above the training images
 nearest to them, and below all as many test images above theirs. Printed are the mean distances to the nearest training
 image, with standard errors, of --count samples of each run and of as many test images, which no model has seen.
 
@@ -40,7 +40,7 @@ def parse_args(argv=None):
     add("--limit", type=count, help="search only the first LIMIT training images")
     add("--seed", type=runs.number(int, 0), default=0, help="of z")
     add("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
-    add("--out", default="neighbours.png", help="the picture to write")
+    add("--out", default="runs/neighbours.png", help="the picture to write")
     return parser.parse_args(argv)
 
 

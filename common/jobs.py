@@ -134,7 +134,10 @@ class Queue:
         def stop(which, frame):
             self.stops += 1
 
-        handlers = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that closes, unless nohup says to go on
+            signals.append(signal.SIGHUP)
+        handlers = {which: signal.signal(which, stop) for which in signals}
         try:
             while (self.waiting or self.jobs) and not self.stops:
                 self.collect()
@@ -142,9 +145,11 @@ class Queue:
                 self.show()
                 time.sleep(WAIT)
         finally:  # Ctrl-C, or whatever went wrong here: no process is left behind
-            self.halt()
-            for which, handler in handlers.items():
-                signal.signal(which, handler)
+            try:
+                self.halt()
+            finally:
+                for which, handler in handlers.items():
+                    signal.signal(which, handler)
         if self.stops:
             raise runs.Interrupted("stopped; the same command goes on from here")
         return self.failed
@@ -157,10 +162,13 @@ class Queue:
                 why = job.conclude(self.parts)
                 if why:
                     self.failed[job.part.name] = why
-                self.planned += job.part.minutes
-                pace = (time.perf_counter() - self.began) / 60 / self.planned
+                else:
+                    self.planned += job.part.minutes
                 rest = sum(part.minutes for part in (*self.waiting, *(other.part for other in self.jobs.values())))
-                self.left = f", about {rest * pace:.1f} min left" if rest else ""
+                self.left = ""
+                if rest and self.planned:
+                    pace = (time.perf_counter() - self.began) / 60 / self.planned
+                    self.left = f", about {rest * pace:.1f} min left"
                 say(f"{self.progress()} {job.part.name}: {why or f'{job.seconds():.0f} s'}{self.left}")
 
     def begin(self):
@@ -203,6 +211,7 @@ class Queue:
                 if self.stops > 1:
                     job.process.kill()
                 time.sleep(WAIT)
+        for job in self.jobs.values():  # after all have ended: this writes, which may fail
             job.conclude(self.parts)
 
 

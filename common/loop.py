@@ -210,7 +210,7 @@ class Loop:
     def save(self, found, frame=None):
         """Write the checkpoint, unless a weight or one of `found`, {name: number} measured of them, is not finite.
 
-        Every `save_every` steps `found` becomes a line of log.jsonl, and `frame`, uint8 images (N, 3, H, W) of what
+        Every `save_every` steps `found` becomes a line of log.jsonl, and `frame`, uint8 images (N, 3, 32, 32) of what
         the weights make, a picture for an animation. Raises Interrupted after Ctrl-C.
         """
         self.check_finite(found)

@@ -2,6 +2,7 @@
 
 import hashlib
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -76,7 +77,7 @@ def read(path):
             n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
     except KeyError:
         raise UserError(f"{path} has no 'mu' and 'sigma': give statistics written by --save-stats") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{path}: mu and sigma are not a finite vector and a matrix of its size: write it anew")
@@ -88,7 +89,7 @@ def read_features(path, n):
     try:
         with open(path, "rb") as raw, np.load(raw) as file:
             features = torch.from_numpy(file["features"])
-    except (KeyError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except (KeyError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} holds no features that can be read ({first_line(error)}): write it anew") from error
     if features.ndim != 2 or len(features) != n or not features.isfinite().all():
         raise UserError(f"{path} does not hold finite features of {n} images: write it anew")

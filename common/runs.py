@@ -464,4 +464,5 @@ class Run:
         print(f"\n{self.folder}: {title}")
         for key, value in metrics.items():
             print(f"  {key:26} {value:.4f}" if isinstance(value, float) else f"  {key:26} {value}")
-        print(f"  {'pictures':26} {', '.join(sorted(path.name for path in self.folder.glob('*.png')))}")
+        pictures = sorted(path.name for path in self.folder.iterdir() if path.suffix in (".png", ".gif"))
+        print(f"  {'pictures':26} {', '.join(pictures)}")

@@ -12,8 +12,8 @@ from common.runs import UserError, number
 
 REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
 MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "features")  # flags that may change then
-FRAME = 64  # samples in a frame of training.gif, which has one of each checkpoint at an epoch's end,
-FRAMES = 30  # but at most so many frames: a file that a page can show
+FRAME = 64  # samples in a frame of training.gif, which has a frame for each checkpoint at an epoch's end
+FRAMES = 30  # at most so many: a file that a page can show
 POINTS = 8  # of an interpolation
 
 

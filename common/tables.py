@@ -122,9 +122,9 @@ def tables(results):
         "distances": distances(trained, models),
         "classification": classification(budget, found, probes),
     }
-    if any(seen(models, f"{ruler}_{kind}_kid") for ruler in RULERS for kind in KINDS):
-        made["kernel"] = kernel_distances(trained, models)
+    made["kernel"] = kernel_distances(origin(found, *MODELS), models)
     copied, columns = stages(found)
+    made["training"] = MISSING
     if any(len(some) > 1 for some in copied.values()):
         behind = [name for name in found if re.search(r"vae_.*_seed_0(-epoch\d+)?$", name)]
         rows = [(f"{title}: {each['epochs']} epochs", [each]) for title, some in copied.items() for each in some]
@@ -257,16 +257,23 @@ def distances(caption, models):
 
 def kernel_distances(caption, models):
     """Of each model's first run, with their standard errors: how far two models' numbers may differ by chance."""
-    titles, rows = used(models, RULERS), []
+    firsts = {title: some[0] for title, some in models.items() if some}
+    rulers = [ruler for ruler in RULERS if any(f"{ruler}_floor_kid" in first for first in firsts.values())]
+    if not rulers:
+        return MISSING
+
+    def shown(run, key):
+        return f"{run[key]:.4g} ± {run[f'{key}_stderr']:.1g}" if key in run else MISSING
+
+    titles = {ruler: RULERS[ruler].replace("Frechet", "kernel").replace("FID", "kernel distance") for ruler in rulers}
     columns = {title: (f"{key}_kid", "") for title, (key, _) in distance_columns(titles, "").items()}
-    for title, some in models.items():
-        first, row = some[0] if some else {}, {}
-        for key, _ in columns.values():
-            row[key] = MISSING
-            if key in first:
-                row[key] = f"{first[key]:.4g} ± {first[f'{key}_stderr']:.1g}"
-        rows.append((title, row))
-    return table(f"{caption} First seed; ± standard error.", columns, rows)
+    rows = [(title, {key: shown(run, key) for key, _ in columns.values()}) for title, run in firsts.items()]
+    floor = {}
+    for ruler in rulers:
+        measured = next(run for run in firsts.values() if f"{ruler}_floor_kid" in run)
+        floor |= {f"{ruler}_{kind}_kid": shown(measured, f"{ruler}_floor_kid") for kind in KINDS}
+    rows.append(("floor: training images", floor))
+    return table(f"CIFAR-10, the first seed's run; ± standard error over subsets. {caption}", columns, rows)
 
 
 def probed(run):

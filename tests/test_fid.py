@@ -6,6 +6,7 @@ The official weights are not needed: the network has seeded random weights whose
 (benchmarks/fid.py), and pytorch-fid gets the same. What needs no Inception uses a tiny exported network.
 """
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -629,6 +630,19 @@ def test_named_sets_are_cached_by_images_and_recipe(tmp_path, tiny, capsys, monk
     for path in (tmp_path / "data" / "fid_stats").iterdir():
         path.write_bytes(path.read_bytes()[:100])
     assert run(capsys, *argv)[0]["fd"] == pytest.approx(first["fd"], rel=1e-12)
+
+
+def test_statistics_with_flipped_bytes_are_refused(tmp_path):
+    """Wherever in the file: the archive's directory, an array's header, or its compressed numbers."""
+    x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).double()
+    path, damaged = tmp_path / "whole.npz", tmp_path / "damaged.npz"
+    moments.write(path, moments.Statistics(x.mean(0), torch.cov(x.T), 300), "a recipe", [x.float()])
+    whole = path.read_bytes()
+    for start in range(0, len(whole) - 30, 997):
+        damaged.write_bytes(whole[:start] + bytes(255 - b for b in whole[start : start + 30]) + whole[start + 30 :])
+        for read in (moments.read, lambda file: moments.read_features(file, 300)):
+            with contextlib.suppress(UserError):
+                read(damaged)
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, tiny, capsys, monkeypatch):

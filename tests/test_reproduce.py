@@ -47,7 +47,8 @@ if pathlib.Path("wait").exists():
 (folder / "metrics.json").write_text('{"seconds": 1.5}')
 """
 
-PAGES = ("summary", "models", "distances", "classification", "wgan_gp", "wgan_gp_sigma", "wgan_gp_variants", "proofs")
+PAGES = ("summary", "models", "distances", "kernel", "training", "classification")
+PAGES += ("wgan_gp", "wgan_gp_sigma", "wgan_gp_variants", "proofs")
 
 
 @pytest.fixture
@@ -165,13 +166,17 @@ def test_ctrl_c_reaches_the_process_and_says_how_to_go_on(fakes, capsys, times):
     Path("wait").write_text("hangs" if times == 2 else "")
     handlers = [signal.getsignal(which) for which in (signal.SIGINT, signal.SIGTERM)]
 
+    waiting, asked, until = Path("waiting").resolve(), Path("asked").resolve(), time.monotonic() + 60
+
+    def appears(file):
+        while not file.exists() and time.monotonic() < until:
+            time.sleep(0.02)
+        return file.exists()
+
     def press():
-        while not Path("waiting").exists():
-            time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGINT)
-        while times == 2 and not Path("asked").exists():
-            time.sleep(0.02)
-        if times == 2:
+        if appears(waiting):
+            os.kill(os.getpid(), signal.SIGINT)
+        if times == 2 and appears(asked):
             os.kill(os.getpid(), signal.SIGTERM)
 
     presser = threading.Thread(target=press, daemon=True)
@@ -313,6 +318,7 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
         Path("runs", name, "checkpoint.pt").touch()
         numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
         numbers |= {"fd_features_generation_kid": 0.0123456, "fd_features_generation_kid_stderr": 0.000789}
+        numbers |= {"fd_features_floor_kid": -1e-5, "fd_features_floor_kid_stderr": 2e-5}
         runs.write_json(Path("runs", name, "metrics.json"), numbers)
     args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
     parts = reproduce.table(args, rulers)
@@ -328,7 +334,8 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     made = tables.tables(found)
     assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
     assert row(made["kernel"], "VAE, 64")[1:] == ["not measured", "0.01235 ± 0.0008", "not measured"]
-    assert row(made["kernel"], "VAE-GAN, 64")[1:] == ["not measured"] * 3
+    assert row(made["kernel"], "floor: training images")[1] == "-1e-05 ± 2e-05"
+    assert "kernel distance, classifier features: samples" in made["kernel"] and "Frechet" not in made["kernel"]
     for epochs, bits, far, read in (
         (5, "6.500", "65.0", "40.00"),
         (10, "6.200", "62.0", None),
