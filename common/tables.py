@@ -120,9 +120,9 @@ def tables(results):
         "summary": summary(budget + origin(found, *MODELS, *probes, "supervised_128"), found, models),
         "models": table(trained, COUNT | ELBO | ERRORS | DETAILS, models.items()),
         "distances": distances(trained, models),
+        "kernel": kernel_distances(origin(found, *MODELS), models),
         "classification": classification(budget, found, probes),
     }
-    made["kernel"] = kernel_distances(origin(found, *MODELS), models)
     copied, columns = stages(found)
     made["training"] = MISSING
     if any(len(some) > 1 for some in copied.values()):
@@ -191,9 +191,12 @@ def cell(values, form):
 
 
 def numbers(found, name):
-    """Of a model and its probe -> metrics.json, the minutes, and accuracies as `probed` names them."""
+    """Of a model and its probe -> metrics.json, with kernel distances and their standard errors as words, the minutes,
+    and accuracies as `probed` names them."""
     metrics = found[name]["metrics"]
-    return metrics | {"minutes": metrics["seconds"] / 60} | probed(found.get(f"probe_{name}"))
+    errors = {key: metrics[f"{key}_stderr"] for key in metrics if key.endswith("_kid")}
+    words = {key: f"{metrics[key]:.4g} ± {error:.1g}" for key, error in errors.items()}
+    return metrics | words | {"minutes": metrics["seconds"] / 60} | probed(found.get(f"probe_{name}"))
 
 
 def stages(found):
@@ -212,20 +215,27 @@ def seen(models, key):
     return list(dict.fromkeys(run[key] for some in models.values() for run in some if key in run))
 
 
-def used(models, titles, always=()):
-    """Of titles, {ruler: title}, those of the rulers by which some run was measured, and of `always`."""
-    measured = {ruler for ruler in titles if any(seen(models, f"{ruler}_{kind}") for kind in KINDS)}
+def used(models, titles, always=(), end=""):
+    """Of titles, {ruler: title}, those of the rulers by which some run was measured, and of `always`.
+
+    end: of the keys, here and below: "_kid" for kernel distances instead of Frechet distances.
+    """
+    measured = {ruler for ruler in titles if any(seen(models, f"{ruler}_{kind}{end}") for kind in KINDS)}
     return {ruler: title for ruler, title in titles.items() if ruler in measured.union(always)}
 
 
-def distance_columns(titles, form):
+def distance_columns(titles, form, end=""):
     """titles: {ruler: title}."""
-    return {f"{title}: {KINDS[kind]}": (f"{ruler}_{kind}", form) for ruler, title in titles.items() for kind in KINDS}
+    columns = {}
+    for ruler, title in titles.items():
+        columns |= {f"{title}: {words}": (f"{ruler}_{kind}{end}", form) for kind, words in KINDS.items()}
+    return columns
 
 
-def floors(models, form):
+def floors(models, form, end=""):
     """As the distance of each kind, that of as many training images to the test images, the same for all models."""
-    return {f"{ruler}_{kind}": cell(seen(models, f"{ruler}_floor")[:1], form) for ruler in RULERS for kind in KINDS}
+    own = {ruler: cell(seen(models, f"{ruler}_floor{end}")[:1], form) for ruler in RULERS}
+    return {f"{ruler}_{kind}{end}": floor for ruler, floor in own.items() for kind in KINDS}
 
 
 def summary(caption, found, models):
@@ -257,23 +267,15 @@ def distances(caption, models):
 
 def kernel_distances(caption, models):
     """Of each model's first run, with their standard errors: how far two models' numbers may differ by chance."""
-    firsts = {title: some[0] for title, some in models.items() if some}
-    rulers = [ruler for ruler in RULERS if any(f"{ruler}_floor_kid" in first for first in firsts.values())]
-    if not rulers:
+    titles = used(models, RULERS, end="_kid")
+    if not titles:
         return MISSING
-
-    def shown(run, key):
-        return f"{run[key]:.4g} ± {run[f'{key}_stderr']:.1g}" if key in run else MISSING
-
-    titles = {ruler: RULERS[ruler].replace("Frechet", "kernel").replace("FID", "kernel distance") for ruler in rulers}
-    columns = {title: (f"{key}_kid", "") for title, (key, _) in distance_columns(titles, "").items()}
-    rows = [(title, {key: shown(run, key) for key, _ in columns.values()}) for title, run in firsts.items()]
-    floor = {}
-    for ruler in rulers:
-        measured = next(run for run in firsts.values() if f"{ruler}_floor_kid" in run)
-        floor |= {f"{ruler}_{kind}_kid": shown(measured, f"{ruler}_floor_kid") for kind in KINDS}
-    rows.append(("floor: training images", floor))
-    return table(f"CIFAR-10, the first seed's run; ± standard error over subsets. {caption}", columns, rows)
+    for ruler, title in titles.items():
+        titles[ruler] = title.replace("Frechet", "kernel").replace("FID", "kernel distance")
+    rows = [(title, some[:1]) for title, some in models.items()]
+    rows.append(("floor: training images", floors(models, "", "_kid")))
+    caption = f"CIFAR-10, the first seed's run; ± standard error over subsets. {caption}"
+    return table(caption, distance_columns(titles, "", "_kid"), rows)
 
 
 def probed(run):
