@@ -14,6 +14,9 @@ from common import runs
 from common.runs import UserError
 from common.streams import first_line
 
+# What np.load raises of a file that is missing, damaged, or no .npz
+UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
+
 
 class Statistics(NamedTuple):
     """Mean (D,) and covariance (D, D), float64 on the CPU, of n feature vectors; n is None where it is not known."""
@@ -77,7 +80,7 @@ def read(path):
             n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
     except KeyError:
         raise UserError(f"{path} has no 'mu' and 'sigma': give statistics written by --save-stats") from None
-    except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{path}: mu and sigma are not a finite vector and a matrix of its size: write it anew")
@@ -89,7 +92,7 @@ def read_features(path, n):
     try:
         with open(path, "rb") as raw, np.load(raw) as file:
             features = torch.from_numpy(file["features"])
-    except (KeyError, OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+    except (KeyError, *UNREADABLE) as error:
         raise UserError(f"{path} holds no features that can be read ({first_line(error)}): write it anew") from error
     if features.ndim != 2 or len(features) != n or not features.isfinite().all():
         raise UserError(f"{path} does not hold finite features of {n} images: write it anew")
