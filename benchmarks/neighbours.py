@@ -22,9 +22,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import fid  # noqa: E402
 import vae  # noqa: E402
 from common import data, devices, inception, pictures, runs  # noqa: E402
 from common.runs import UserError  # noqa: E402
+from probe import pixels  # noqa: E402
 
 DRAWN = 16
 ROWS = ("", "nearest in\npixels", "nearest in\nfeatures")
@@ -52,16 +54,11 @@ def same_data(flags):
     return chosen[0]
 
 
-@torch.inference_mode()
-def features(images, extractor, batch_size=100):
+def features(images, extractor):
     """uint8 (N, 3, H, W) -> (N, D) float32 on the CPU."""
-    with inception.precision(extractor.fast):
-        return torch.cat([extractor([part]).cpu() for part in images.split(batch_size)])
-
-
-def pixels(images):
-    """uint8 (N, 3, H, W) -> (N, 3 H W) float32 in [0, 1] on the CPU."""
-    return images.cpu().flatten(1).float() / 255
+    kept = []
+    fid.statistics(images, extractor, keep=kept)
+    return torch.cat(kept)
 
 
 def nearest(x, train):
