@@ -34,6 +34,7 @@ from common.tables import MISSING
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
 RULER_MINUTES = {"fd_features": 4, "fd_imagenet": 20, "fid": 60}
 QUICK_IMAGES = 800
+PUBLIC = Path("results")  # what the pages show
 
 
 def parse_args(argv=None):
@@ -192,9 +193,8 @@ def write_results(parts, args):
     settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
     if args.quick:
         settings["images"] = QUICK_IMAGES
-    public = Path("results")
-    shown = read_json(public / "results.json").get("settings", settings)  # what the pages show
-    here = public if shown == settings and not args.quick else args.work
+    shown = read_json(PUBLIC / "results.json").get("settings", settings)
+    here = PUBLIC if shown == settings and not args.quick else args.work
     done = {name: parts[name] for name in parts.keys() - unfinished(parts)}
     results = collect(parts, done, args.work, settings, read_json(here / "results.json"))
     made = tables.tables(results)
@@ -203,35 +203,35 @@ def write_results(parts, args):
     runs.write_bytes(here / "tables.md", text.encode())
     if made["training"] != MISSING:
         pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
-    if here == public:
-        publish(made, done, public)
+    if here == PUBLIC:
+        publish(made, done)
     elif not args.quick:
         say(
-            f"{public}, REPORT.md and README.md stay as they are, made with --epochs {shown['epochs']} --precision "
-            f"{shown['precision']}: these tables are in {here}; to replace those, move {public}/results.json away"
+            f"{PUBLIC}, REPORT.md and README.md stay as they are, made with --epochs {shown['epochs']} --precision "
+            f"{shown['precision']}: these tables are in {here}; to replace those, move {PUBLIC}/results.json away"
         )
     return text
 
 
-def publish(made, done, public):
-    """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into `public`."""
+def publish(made, done):
+    """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into PUBLIC."""
     for page in (Path("REPORT.md"), Path("README.md")):
         if page.exists() and (new := tables.refresh(page.read_text(), made)) != page.read_text():
             runs.write_bytes(page, new.encode())
     for name, part in done.items():
         if "_seed_" not in name or name.endswith("_seed_0"):
-            for picture in (runs.ROOT / part.folder).glob("*.*"):
-                if picture.suffix in (".png", ".gif") and not picture.name.startswith("density_"):
-                    runs.write_bytes(public / part.folder / picture.name, picture.read_bytes())
+            for picture in runs.pictures_in(runs.ROOT / part.folder):
+                if not picture.name.startswith("density_"):
+                    runs.write_bytes(PUBLIC / part.folder / picture.name, picture.read_bytes())
 
 
 def main(argv=None):
     args = parse_args(argv)
     if "RANK" in os.environ:
         raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
-    public = Path("results/results.json")
-    if public.exists() and not read_json(public):
-        raise runs.UserError(f"{public} cannot be read, and would be written anew: mend it, or move it away")
+    results = PUBLIC / "results.json"
+    if results.exists() and not read_json(results):
+        raise runs.UserError(f"{results} cannot be read, and would be written anew: mend it, or move it away")
     runs.try_writing(args.work / "results.json")
     runs.lock(args.work, instead="")
     only = tuple(args.only or [""])

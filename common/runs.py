@@ -294,6 +294,11 @@ def typed(script, argv=None):
     return shlex.join(words)
 
 
+def pictures_in(folder):
+    """The paths of the pictures and animations that lie in a run's folder itself, by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix in (".png", ".gif"))
+
+
 LOCKS = {}  # {file: descriptor} of the locks that this process holds until it ends
 
 
@@ -464,5 +469,4 @@ class Run:
         print(f"\n{self.folder}: {title}")
         for key, value in metrics.items():
             print(f"  {key:26} {value:.4f}" if isinstance(value, float) else f"  {key:26} {value}")
-        pictures = sorted(path.name for path in self.folder.iterdir() if path.suffix in (".png", ".gif"))
-        print(f"  {'pictures':26} {', '.join(pictures)}")
+        print(f"  {'pictures':26} {', '.join(path.name for path in pictures_in(self.folder))}")
