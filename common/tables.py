@@ -120,7 +120,7 @@ def tables(results):
         "summary": summary(budget + origin(found, *MODELS, *probes, "supervised_128"), found, models),
         "models": table(trained, COUNT | ELBO | ERRORS | DETAILS, models.items()),
         "distances": distances(trained, models),
-        "kernel": kernel_distances(origin(found, *MODELS), models),
+        "kernel": kernel_distances(f"{which_images(results['settings'])}. {origin(found, *MODELS)}", models),
         "classification": classification(budget, found, probes),
     }
     copied, columns = stages(found)
@@ -140,14 +140,19 @@ def pick(found, *kinds):
     return {name: found[name] for kind in kinds for name in found if re.fullmatch(rf"{kind}(_seed_\d+)?", name)}
 
 
-def setting(settings, trained):
-    """A caption's first words: the data, and the command with its epochs and seeds."""
-    data, quick = "CIFAR-10", ""
+def which_images(settings):
+    """A caption's first words: which images."""
     if settings["quick"]:
-        data, quick = f"Built-in shapes, {settings['images']} images: these numbers mean nothing", "--quick "
+        return f"Built-in shapes, {settings['images']} images: these numbers mean nothing"
+    return "CIFAR-10"
+
+
+def setting(settings, trained):
+    """A caption's first words: which images, and the command with its epochs and seeds."""
+    quick = "--quick " if settings["quick"] else ""
     flags = f"{quick}--epochs {settings['epochs']} --precision {settings['precision']}"
     flags += f" --seeds {max((run['seed'] for run in trained), default=0) + 1}"
-    return f"{data}. `python reproduce.py {flags}`; mean ± standard deviation where n > 1."
+    return f"{which_images(settings)}. `python reproduce.py {flags}`; mean ± standard deviation where n > 1."
 
 
 def origin(found, *kinds):
@@ -274,7 +279,7 @@ def kernel_distances(caption, models):
         titles[ruler] = title.replace("Frechet", "kernel").replace("FID", "kernel distance")
     rows = [(title, some[:1]) for title, some in models.items()]
     rows.append(("floor: training images", floors(models, "", "_kid")))
-    caption = f"CIFAR-10, the first seed's run; ± standard error over subsets. {caption}"
+    caption += " The first seed's run; ± standard error over subsets."
     return table(caption, distance_columns(titles, "", "_kid"), rows)
 
 

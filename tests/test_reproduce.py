@@ -336,6 +336,8 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     assert row(made["kernel"], "VAE, 64")[1:] == ["not measured", "0.01235 ± 0.0008", "not measured"]
     assert row(made["kernel"], "floor: training images")[1] == "-1e-05 ± 2e-05"
     assert "kernel distance, classifier features: samples" in made["kernel"] and "Frechet" not in made["kernel"]
+    quick = tables.tables(found | {"settings": settings | {"quick": True, "images": 800}})
+    assert made["kernel"].startswith("CIFAR-10.") and quick["kernel"].startswith("Built-in shapes, 800 images")
     for epochs, bits, far, read in (
         (5, "6.500", "65.0", "40.00"),
         (10, "6.200", "62.0", None),
