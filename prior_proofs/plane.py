@@ -24,14 +24,20 @@ from prior_proofs.densities import fejer, gauss
 
 IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL; the scripts print the largest seen
 LOG_2PI = math.log(2 * math.pi)
+MOST_PANELS = 10_000  # along an axis: a fifth of them resolves whatever the pages show
 
 
 def split(edges, too_wide):
-    """Halve panels as long as too_wide(a, b) says so, at most 30 times. edges: (n+1,) -> (m+1,)"""
+    """Halve panels as long as too_wide(a, b) says so, at most 30 times. edges: (n+1,) -> (m+1,)
+
+    Raises UserError before what is too steep takes all memory.
+    """
     for _ in range(30):
         wide = too_wide(edges[:-1], edges[1:])
         if not wide.any():
             break
+        if len(edges) > MOST_PANELS:
+            raise UserError("these maps are too steep to be integrated: raise the floor, or allow more knots")
         edges = np.sort(np.concatenate([edges, (edges[:-1] + edges[1:])[wide] / 2]))
     return edges
 

@@ -44,6 +44,12 @@ def no_figures(monkeypatch):
     helpers.no_figures(monkeypatch)
 
 
+@pytest.fixture
+def small_networks(monkeypatch):
+    """Encoder, decoder and discriminator with a fortieth of the arithmetic."""
+    helpers.small_networks(monkeypatch)
+
+
 @pytest.fixture(scope="session")
 def shapes_dir(tmp_path_factory):
     """A --data-dir in which --data shapes is cached."""

@@ -11,8 +11,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from PIL import Image
+from torch import nn
 
 import vae
+import vae_gan
 from common import pictures, runs
 from common.loop import Loop
 
@@ -38,6 +40,54 @@ def no_figures(patch):
     patch.setattr(pictures, "save_figure", save)
 
 
+class SmallEncoder(nn.Module):
+    """What vae.Encoder is to a training: batch norm, features, mu and logvar. A fortieth of its arithmetic."""
+
+    def __init__(self, latent_dim=128):
+        super().__init__()
+        convolution = nn.Conv2d(3, 8, kernel_size=4, stride=4)
+        self.features = nn.Sequential(convolution, nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(512, 16))
+        self.mu, self.logvar = nn.Linear(16, latent_dim), nn.Linear(16, latent_dim)
+
+    def forward(self, x):
+        h = self.features(x)
+        return self.mu(h), self.logvar(h)
+
+
+class SmallDecoder(nn.Module):
+    def __init__(self, latent_dim=128):
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(latent_dim, 512),
+            nn.BatchNorm1d(512),
+            nn.ReLU(),
+            nn.Unflatten(1, (8, 8, 8)),
+            nn.ConvTranspose2d(8, 3, kernel_size=4, stride=4),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, z):
+        return self.net(z)
+
+
+class SmallDiscriminator(nn.Module):
+    def __init__(self, feature_layer="conv2"):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, kernel_size=4, stride=4)
+        self.out = nn.Linear(512, 1)
+
+    def forward(self, x):
+        features = self.conv(2 * x - 1).flatten(1)
+        return self.out(features.relu()).squeeze(1).to(x.dtype), features.to(x.dtype)
+
+
+def small_networks(patch):
+    """For what does not depend on the networks: most of a short training's time goes into their 18 million weights."""
+    patch.setattr(vae, "Encoder", SmallEncoder)
+    patch.setattr(vae, "Decoder", SmallDecoder)
+    patch.setattr(vae_gan, "Discriminator", SmallDiscriminator)
+
+
 def untrained_vae(name, folder, seed=0):
     """runs/NAME as vae.py would leave it without a step, with 4 latents, of a folder of images."""
     torch.manual_seed(seed)
@@ -46,11 +96,15 @@ def untrained_vae(name, folder, seed=0):
     runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state | {"average": vae.VAE(4).state_dict()})
 
 
+def environment():
+    """Of a process that may import the scripts, and what tests have."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+
+
 def torchrun(folder, *argv, n=2):
     """The finished command `torchrun --nproc-per-node=n argv`, run in `folder`."""
     words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={n}", *map(str, argv)]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=env)
+    return subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=300, env=environment())
 
 
 def ctrl_c_in(patch, step):

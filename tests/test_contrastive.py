@@ -185,7 +185,7 @@ def test_numbers_are_a_function_of_seed_and_step():
 
 
 def test_without_the_flag_a_run_is_the_plain_run_and_with_it_the_draws_are_the_same(
-    in_tmp, image_folder, monkeypatch, no_figures
+    in_tmp, image_folder, monkeypatch, no_figures, small_networks
 ):
     with monkeypatch.context() as patch:
         for name in ("draw", "augment", "term", "nt_xent"):  # nothing of the term is even touched

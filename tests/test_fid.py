@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import torchrun
 from PIL import Image, ImageFilter
 
 import fid
@@ -262,19 +264,31 @@ def test_inception_does_not_depend_on_batch_size(random_inception):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
+TWICE = """
+import sys
+
+import fid
+from common import runs
+
+real, damaged, *others = sys.argv[1:]
+fid.main([real, *others])
+runs.cli(lambda: fid.main([damaged, *others]))
+"""
+
+
 @pytest.mark.slow
 def test_torchrun_gives_the_same_number_and_the_same_sentence(tiny, two, tmp_path, capsys):
     want, _ = run(capsys, *two, "--features", tiny, "--kid")
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", str(ROOT / "fid.py")]
-    words = [*torchrun, *map(str, two), "--features", str(tiny), "--kid", "--json", "--device", "cpu"]
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    damaged = shutil.copytree(two[0], tmp_path / "damaged")
+    (damaged / "003.png").write_text("read by the second process alone")
+    (tmp_path / "twice.py").write_text(TWICE)
+    flags = ["--features", tiny, "--kid", "--json", "--device", "cpu"]
+    done = torchrun(tmp_path, "twice.py", two[0], damaged, two[1], *flags)
     got = json.loads(done.stdout)
     assert got["fd"] == pytest.approx(want["fd"], rel=1e-6) and got["n"] == want["n"]
     assert math.isfinite(got["kid"])
-    (two[0] / "003.png").write_text("read by the second process alone")
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode != 0 and "fid.py: cannot read the image" in done.stderr and "003.png" in done.stderr
+    assert done.returncode != 0 and "cannot read the image" in done.stderr and "003.png" in done.stderr
+    assert done.stderr.count("twice.py: cannot read") == 1
 
 
 def test_parts_merge_to_the_whole():

@@ -336,6 +336,18 @@ def test_unresolved_quadrature_is_an_error_not_a_number(monkeypatch):
         )
 
 
+def test_maps_that_no_memory_would_hold_are_refused():
+    steep = (lambda x: np.sin(1e9 * x)), (lambda x: np.full(np.shape(x), 1e-12))
+    with pytest.raises(runs.UserError, match="too steep to be integrated: raise the floor"):
+        plane.evaluate(Density(normal, "d"), Density(normal, "p"), *steep, plane.free_decoder(0.3))
+
+
+def test_a_spline_that_overshoots_leaves_the_other_starts():
+    """With 17 knots the first one swings between those at the ends of a uniform density."""
+    best = elbo.best_elbo(uniform, normal, "free", 0.4, knots=17)
+    assert set(best.starts) == {"transport", "gentle"} and 0 < best.error < best.gap < 0.17648521
+
+
 # --- the optimiser ------------------------------------------------------------------------------------------------
 
 
@@ -358,14 +370,6 @@ def test_the_decoder_found_respects_the_floor_and_is_the_conditional_mean(mixtur
     v = best.encoder_variance(x)
     q = w * np.exp(mixture(x) - (z[:, None] - best.encoder_mean(x)) ** 2 / (2 * v)) / np.sqrt(v)
     np.testing.assert_allclose(best.decoder_mean(z), q @ x / q.sum(1), atol=2e-3)
-
-
-@pytest.mark.parametrize(
-    "data, prior", [(uniform, normal), (student_t, normal), (normal, mixture), (normal, student_t)]
-)
-def test_gap_is_positive_and_below_the_affine_one(data, prior):
-    affine, free = elbo.best_elbo(data, prior), elbo.best_elbo(data, prior, "free", 0.3, knots=33)
-    assert 0 < free.error < free.gap < affine.gap
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -433,7 +437,7 @@ def test_script_proves_only_or_fails_when_spoilt(module, tmp_path, monkeypatch, 
     "name, folder", [("gaussian_case", "prior_gaussian"), ("non_gaussian_case", "prior_non_gaussian")]
 )
 def test_whole_script(name, folder, tmp_path):
-    done = script(tmp_path, f"{name}.py", "--floors", "0.4", "0.2", "--knots", "33", "--json")
+    done = script(tmp_path, f"{name}.py", "--floors", "0.4", "0.3", "--knots", "33", "--json")
     assert done.returncode == 0, done.stderr
     record = json.loads(done.stdout)
     assert all(record["checks"].values())
@@ -443,6 +447,7 @@ def test_whole_script(name, folder, tmp_path):
             assert max(map(abs, gaps)) < 1e-8
         else:
             assert 0 < gaps[1] < gaps[0] < record["affine"][key]["gap"]
+            assert all(0 < row["error"] < row["gap"] for row in rows)
         for row in rows:
             assert row["decoder_alone"]["least"] - 1e-9 <= row["likelihood_gap"] <= row["gap"] + row["error"]
             assert row["decoder_alone"]["exact"] or key.endswith("| normal")

@@ -20,7 +20,7 @@ from types import ModuleType
 import helpers
 import pytest
 import torch
-from helpers import DEVICES, ROOT, checkpoint, ctrl_c_in, log, metrics, same, write_images
+from helpers import DEVICES, checkpoint, ctrl_c_in, environment, log, metrics, same, write_images
 
 import classifier
 import probe
@@ -170,12 +170,14 @@ SCRIPTS = [
 
 
 def quickly(patch):
-    """No drawing, and measurements of wgan_gp.py too small to mean anything: they take longer than 4 steps."""
+    """No drawing, small networks of images, and measurements of wgan_gp.py too small to mean anything: all three take
+    longer than 4 steps."""
     patch.setattr(two_gaussians, "N_W2", 40)
     patch.setattr(two_gaussians, "N_STATISTICS", 100)
     patch.setattr(wgan_gp, "N_PLOT", 40)
     patch.setattr(wgan_gp, "DRAWS", 2)
     helpers.no_figures(patch)
+    helpers.small_networks(patch)
 
 
 @pytest.fixture(autouse=True)
@@ -343,19 +345,19 @@ def test_bad_flags_get_one_sentence_and_leave_nothing(script, place, tmp_path, m
 
 # --- real processes -----------------------------------------------------------------------------------------------
 
-# The last lines of a script; of wgan_gp.py with fewer samples, for its measurements take longer than its steps.
+# The last lines of a script, as `quickly` has it.
 PROCESS = """
 import importlib
 import sys
+
+import pytest
+import test_promises
 
 from common import runs
 
 name = sys.argv[1]
 script = importlib.import_module(name)
-if name == "wgan_gp":
-    from common import two_gaussians
-
-    two_gaussians.N_W2, two_gaussians.N_STATISTICS, script.N_PLOT = 40, 100, 40
+test_promises.quickly(pytest.MonkeyPatch())
 sys.argv = [f"{name}.py", *sys.argv[2:]]
 runs.cli(script.main)
 """
@@ -366,9 +368,8 @@ def start(script, *argv):
     words = [sys.executable, "-c", PROCESS, script.name, *argv]
     if script.module is probe:
         words.append("--supervised")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     pipe = subprocess.PIPE
-    return subprocess.Popen([str(word) for word in words], stdout=pipe, stderr=pipe, text=True, env=env)
+    return subprocess.Popen([str(word) for word in words], stdout=pipe, stderr=pipe, text=True, env=environment())
 
 
 def wait_until(condition, process, seconds=300):

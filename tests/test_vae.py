@@ -187,7 +187,9 @@ def train(image_folder, *argv):
     vae.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def test_a_run_leaves_what_it_promises_and_is_measured_and_drawn_from_again(in_tmp, image_folder, capsys):
+def test_a_run_leaves_what_it_promises_and_is_measured_and_drawn_from_again(
+    in_tmp, image_folder, capsys, small_networks
+):
     train(image_folder, "--name", "whole", "--epochs", 1)
     expected = {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt", "curves.png", "reconstructions.png"}
     expected |= {"samples-normal.png", "samples-expost.png", "interpolations.png", "frames", "training.gif"}

@@ -230,7 +230,9 @@ def train(image_folder, *argv):
     vae_gan.main(["--data", str(image_folder), *QUICK, *map(str, argv)])
 
 
-def test_a_run_leaves_what_it_promises_and_a_vae_is_drawn_beside_it(in_tmp, image_folder, monkeypatch, capsys):
+def test_a_run_leaves_what_it_promises_and_a_vae_is_drawn_beside_it(
+    in_tmp, image_folder, monkeypatch, capsys, small_networks
+):
     untrained_vae("vae", image_folder)
     drawn, original = {}, pictures.plot_rows
 
