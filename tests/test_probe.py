@@ -243,9 +243,9 @@ def test_on_real_images_a_linear_classifier_reads_the_class_from_random_features
     test, test_labels = data.load("cifar10", cifar_dir, "test")
     torch.manual_seed(0)
     model = vae.VAE(128)
-    codes, test_codes = (vae.encode(model, part) for part in (train_images[:10_000], test))
+    codes, test_codes = (vae.encode(model, part) for part in (train_images[:10_000], test[:2000]))
     predicted, facts = probe.classify(codes, labels[:10_000], test_codes, 10, seed=0)
-    assert 30 < scores.score(predicted, test_labels)["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
+    assert 30 < scores.score(predicted, test_labels[:2000])["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
 
 
 def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):

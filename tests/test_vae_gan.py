@@ -58,7 +58,7 @@ def test_gan_terms_are_the_papers():
 
 
 @pytest.fixture
-def game(device):
+def game(device, small_networks):
     """A VAE and a discriminator in double precision, in training mode, and one batch."""
     torch.manual_seed(0)
     model, dis = vae.VAE(3).double().train(), vae_gan.Discriminator().double()
