@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import data, devices, patches, pictures, ranks, runs, script
+from common import contrastive, data, devices, pictures, ranks, runs, script
 from common.loop import Loop
 from common.runs import number
 from vae import SEEN, VAE, decode, draw_latents, encode, evaluate, finish, gaussian_nll, kl_to_prior, load
@@ -85,12 +85,11 @@ def gan_terms(real, hat, p):
     return F.logsigmoid(real) + F.logsigmoid(-hat) + F.logsigmoid(-p)
 
 
-def routed_gradients(vae, discriminator, reader, x, eps, z_p, rows, args):
+def routed_gradients(vae, discriminator, x, eps, z_p, u, args):
     """One pass of Algorithm 1 up to its updates.
 
-    x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal, rows: (B,) which training images x are; args: gamma,
-    precision, and the weight `patches` of what patches.Reader is to read of them from mu, which encoder and reader
-    alone receive
+    x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal, u: contrastive.draw's numbers or None; args: gamma,
+    precision, and the weight `contrastive` of that term, which the encoder alone receives
     -> {player: the gradients to descend, in the order of its parameters()}, {name: what was measured of the batch}
 
     Nothing is computed twice. Forward: the encoder once, the decoder once a kind of z, the discriminator once a kind of
@@ -110,7 +109,7 @@ def routed_gradients(vae, discriminator, reader, x, eps, z_p, rows, args):
         real, features = discriminator(x)
         hat, features_hat = discriminator(hat_cut)
         p, _ = discriminator(p_cut)
-        told = reader.nll(mu, rows).mean() if args.patches else None
+        contrast = None if u is None else contrastive.term(vae.encoder, x, mu, u).mean()
     kl = kl_to_prior(mu, logvar).mean()  # L_prior
     sigma2 = (features - features_hat).detach().square().mean()
     ranks.all_reduce_mean(sigma2)
@@ -125,11 +124,11 @@ def routed_gradients(vae, discriminator, reader, x, eps, z_p, rows, args):
     # is -exp(-logit). Beyond 60 float32 could not hold the two factors.
     gan_hat = -gan_hat * torch.exp(-hat.detach().clamp(min=-60)).view(-1, 1, 1, 1)
     gan_p = -gan_p * torch.exp(-p.detach().clamp(min=-60)).view(-1, 1, 1, 1)
-    # encoder: the KL and the likelihood of patches as they are, that of features by its gradient at z
-    direct = kl if told is None else kl + args.patches * told
+    # encoder: the KL and the contrastive term as they are, the likelihood by its gradient at z
+    direct = kl if contrast is None else kl + args.contrastive * contrast
     (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
     gradients = {
-        "encoder": grad((direct, z), [*vae.encoder.parameters(), *reader.parameters()], (None, like_z)),
+        "encoder": grad((direct, z), list(vae.encoder.parameters()), (None, like_z)),
         "decoder": grad((x_hat, x_p), list(vae.decoder.parameters()), (args.gamma * like_hat + gan_hat, gan_p)),
         "discriminator": to_discriminator,
     }
@@ -143,35 +142,26 @@ def routed_gradients(vae, discriminator, reader, x, eps, z_p, rows, args):
         "dis_p": torch.sigmoid(p).mean(),
         "spread": x_p.std(0).mean() / x.std(0).mean(),  # of samples over that of images: 0 when all samples are alike
     }
-    if told is not None:
-        numbers["patches"] = told
+    if contrast is not None:
+        numbers["contrast"] = contrast
     return gradients, {name: value.detach() for name, value in numbers.items()}
 
 
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def players(vae, discriminator, reader):
-    """The parameters that each player descends; `reader` goes with the encoder."""
-    return {
-        "encoder": [*vae.encoder.parameters(), *reader.parameters()],
-        "decoder": list(vae.decoder.parameters()),
-        "discriminator": list(discriminator.parameters()),
-    }
-
-
-def make_update(vae, average, discriminator, reader, optimizers, images, args):
+def make_update(vae, average, discriminator, optimizers, images, args):
     """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
-    learned = players(vae, discriminator, reader)
+    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
 
-    def update(rows, flip, eps, z_p, decay):
+    def update(rows, flip, eps, z_p, u, decay):  # u: contrastive.draw's numbers, or None
         x = data.batch(images, rows, flip)  # X <- a mini-batch
-        gradients, numbers = routed_gradients(vae, discriminator, reader, x, eps, z_p, rows, args)
+        gradients, numbers = routed_gradients(vae, discriminator, x, eps, z_p, u, args)
         vae.variance(numbers["mse"])  # only for evaluate(): what these weights are worth as a VAE
         ranks.all_reduce_mean(*(g for each in gradients.values() for g in each))
         norms = {f"norm_{name}": nn.utils.get_total_norm(each) for name, each in gradients.items()}
-        for name, parameters in learned.items():
-            for parameter, gradient in zip(parameters, gradients[name], strict=True):
+        for name, player in players.items():
+            for parameter, gradient in zip(player.parameters(), gradients[name], strict=True):
                 parameter.grad = gradient
         optimizers["encoder"].step()  # theta_Enc <- - grad (L_prior + L_llike)
         optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike + L_GAN)
@@ -200,25 +190,23 @@ def train(args, run, images, test):
     vae, discriminator = VAE(args.latent_dim).to(device), Discriminator(args.feature_layer).to(device)
     average = copy.deepcopy(vae)
     z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
-    reader = patches.reader(args, images)
+    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
     optimizers = {
-        name: devices.adam(parameters, args.lr, device, betas=(0.5, 0.999))
-        for name, parameters in players(vae, discriminator, reader).items()
+        name: devices.adam(player.parameters(), args.lr, device, betas=(0.5, 0.999)) for name, player in players.items()
     }
     parts = {"model": vae, "average": average, "discriminator": discriminator}
-    if args.patches:
-        parts["reader"] = reader
     parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
     vae.train()
-    update = make_update(vae, average, discriminator, reader, optimizers, images, args)
+    update = make_update(vae, average, discriminator, optimizers, images, args)
     lasted = 0  # log lines in a row that told of a collapse
     with Loop.of_epochs(run, args, parts, images, ADVICE) as loop:
         for _ in loop:
             noise = loop.generator("noise")
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
             eps, z_p = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
+            u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
             lr, decay = script.set_rates(args, loop, *optimizers.values())
-            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, z_p), decay))
+            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, z_p, u), decay))
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
                 loop.log(lr=lr, **means)

@@ -87,7 +87,7 @@ OF_A_MODEL = {
 SCRIPTS = [
     Script(
         vae,
-        short=(*IMAGES, *SMALL, "--log-every", 2, "--patches", 10),
+        short=(*IMAGES, *SMALL, "--log-every", 2, "--contrastive", 100),
         long=("--epochs", 100_000),
         diverges=("--lr", 1e8, *ONE_STEP),
         advice="lower --lr, or raise --sigma",

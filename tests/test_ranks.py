@@ -3,6 +3,7 @@
 pytest tests/test_ranks.py
 """
 
+import math
 import runpy
 
 import pytest
@@ -80,7 +81,7 @@ def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("script", "flags"), [("vae", ["--patches", 10]), ("vae_gan", [])])
+@pytest.mark.parametrize(("script", "flags"), [("vae", ["--contrastive", 100]), ("vae_gan", [])])
 def test_training_under_torchrun_writes_one_run(in_tmp, image_folder, script, flags):
     (in_tmp / "training.py").write_text(TRAINING)
     always = "--device cpu --latent-dim 4 --batch-size 30 --log-every 1 --epochs 1".split()
@@ -88,8 +89,8 @@ def test_training_under_torchrun_writes_one_run(in_tmp, image_folder, script, fl
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bits_per_dim") == 1
     assert checkpoint(script)["step"] == 2  # 60 images in global batches of 30
-    if "--patches" in flags:  # at first nothing is told: the likelihood is that of the global batch's own variance
-        assert 0 < log(script)[0]["patches"] < 200
+    if "--contrastive" in flags:  # each rank has views of its own 15 images
+        assert 0 < log(script)[0]["contrast"] < math.log(2 * 15 - 1) + 2 / 0.1
 
 
 @pytest.mark.parametrize("module", [classifier, probe, wgan_gp])

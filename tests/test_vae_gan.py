@@ -16,7 +16,7 @@ from torch.distributions import Independent, Normal
 
 import vae
 import vae_gan
-from common import data, devices, patches, pictures, ranks
+from common import contrastive, data, devices, pictures, ranks
 
 PLAYERS = ("encoder", "decoder", "discriminator")
 
@@ -72,11 +72,10 @@ def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-4 * b.abs().max().item())
 
 
-def routed(game, reader=None, rows=None, **changed):
-    """routed_gradients of a game. changed: gamma, and patches, the weight of what `reader` reads."""
-    args = types.SimpleNamespace(**{"gamma": 0.5, "patches": 0.0, "precision": "fp32"} | changed)
-    model, dis, *batch = game
-    return vae_gan.routed_gradients(model, dis, reader or torch.nn.Module(), *batch, rows, args)
+def routed(game, u=None, **changed):
+    """routed_gradients of a game. changed: gamma, and contrastive, the weight of that term."""
+    args = types.SimpleNamespace(**{"gamma": 0.5, "contrastive": 0.0, "precision": "fp32"} | changed)
+    return vae_gan.routed_gradients(*game, u, args)
 
 
 def by_hand(model, dis, x, eps, z_p):
@@ -143,22 +142,19 @@ def test_gamma_moves_the_decoder_alone(game):
     assert all(p.grad is None for m in game[:2] for p in m.parameters())  # nothing is left behind
 
 
-def test_what_is_read_of_patches_moves_the_encoder_and_the_reader_alone(game):
+def test_the_contrastive_term_moves_the_encoder_alone(game):
     model, _, x, _, _ = game
-    images = torch.randint(0, 256, (30, 3, 32, 32), device=x.device, dtype=torch.uint8)
-    reader, rows = patches.Reader(3, images, seed=0).double(), torch.tensor([4, 1, 20, 7], device=x.device)
+    u = contrastive.draw(4, devices.generator(x.device, 0, "views", 0))
     without, plain = routed(game)
-    found, numbers = routed(game, reader, rows, patches=7.0)
-    term = reader.nll(model.encoder(x)[0], rows).mean()
-    own = [*model.encoder.parameters(), *reader.parameters()]
-    wanted = torch.autograd.grad(term, own, allow_unused=True)  # not by logvar
-    plainly = [*without["encoder"], *(torch.zeros_like(p) for p in reader.parameters())]
-    for before, after, extra in zip(plainly, found["encoder"], wanted, strict=True):
+    found, numbers = routed(game, u, contrastive=7.0)
+    term = contrastive.term(model.encoder, x, model.encoder(x)[0], u).mean()
+    wanted = torch.autograd.grad(term, list(model.encoder.parameters()), allow_unused=True)  # not by logvar
+    for before, after, extra in zip(without["encoder"], found["encoder"], wanted, strict=True):
         torch.testing.assert_close(after, before if extra is None else before + 7 * extra, rtol=1e-5, atol=1e-6)
     for player in ("decoder", "discriminator"):
         for a, b in zip(without[player], found[player], strict=True):
             assert_same(a, b)
-    assert set(numbers) == {*plain, "patches"} and numbers["patches"].item() == pytest.approx(term.item())
+    assert set(numbers) == {*plain, "contrast"} and numbers["contrast"].item() == pytest.approx(term.item())
 
 
 def test_each_players_step_leaves_the_others_untouched(device):
