@@ -24,7 +24,7 @@ from prior_proofs.densities import fejer, gauss
 
 IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL; the scripts print the largest seen
 LOG_2PI = math.log(2 * math.pi)
-MOST_PANELS = 10_000  # along an axis: a fifth of them resolves whatever the pages show
+MOST_PANELS = 4000  # along an axis: half of them resolve whatever the pages show
 
 
 def split(edges, too_wide):
