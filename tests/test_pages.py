@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "REPORT.md", "prior_proofs/README.md")
 # of commits that the page names; None: the whole script
 EARLIER = {"candidates.py": None, "benchmarks/vae.py": None, "benchmarks/wgan_gp.py": None, "vae_gan.py": {"--center"}}
+EARLIER |= {"vae.py": {"--patches"}}  # of commit de1cf72
 
 
 def commands(text):
