@@ -134,6 +134,8 @@ def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
     path = ROOT / args.name / "checkpoint.pt"
     state = load_checkpoint(path)
     check_script(state, script or state["script"], path)
+    if args.resume:
+        check_flags_are_known(state, args)
     saved = {key: value for key, value in state["args"].items() if hasattr(args, key) and key not in ("name", *reuse)}
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
@@ -145,6 +147,17 @@ def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
                 f"omit {flag}, or start another with --name"
             )
     return args
+
+
+def check_flags_are_known(state, args):
+    """Raises UserError when a run used a flag that its script has no more: it would go on as another training."""
+    for key, value in state["args"].items():
+        if value and value != "off" and not hasattr(args, key):
+            flag = "--" + key.replace("_", "-")
+            raise UserError(
+                f"runs/{args.name} was made with {flag} {value}, which {state['script']} has no more: "
+                "go on with it at the commit that its args.json names"
+            )
 
 
 # --- files --------------------------------------------------------------------------------------------------------
