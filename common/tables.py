@@ -47,16 +47,26 @@ WGAN_GP = {
     # the other reading of the assignment's "variance 0.10"
     "wgan_gp_sigma": Model("sigma 0.3162", "wgan_gp.py", "--sigma 0.3162", 3, seeds=3),
 }
-RULERS = {  # how their keys in metrics.json begin
-    "fid": "Inception FID",
-    "fd_features": "Frechet distance, classifier features",
-    "fd_imagenet": "Frechet distance, ImageNet features",
+# Rulers: the keys in metrics.json, where {} is one of KINDS, "floor" or "images".
+RULERS = {
+    "fid_{}": "Inception FID",
+    "fd_features_{}": "Frechet distance, classifier features",
+    "fd_imagenet_{}": "Frechet distance, ImageNet features",
 }
-NOTES = {  # under the summary
-    "fd_features": "\\* in the features of classifier.py's network, not Inception's; ",
-    "fd_imagenet": "† in those of an ImageNet network, not Inception's either; ",
+KERNELS = {
+    "fid_{}_kid": "Inception kernel distance",
+    "fd_features_{}_kid": "kernel distance, classifier features",
+    "fd_imagenet_{}_kid": "kernel distance, ImageNet features",
 }
-SHORT = {"fd_features": "Frechet distance*", "fd_imagenet": "Frechet distance†", "fid": "FID"}  # in the summary
+SHORT = {  # in the summary, with notes under it
+    "fd_features_{}": "Frechet distance*",
+    "fd_imagenet_{}": "Frechet distance†",
+    "fid_{}": "FID",
+}
+NOTES = {
+    "fd_features_{}": "\\* in the features of classifier.py's network, not Inception's; ",
+    "fd_imagenet_{}": "† in those of an ImageNet network, not Inception's either; ",
+}
 KINDS = {
     "reconstruction": "reconstructions",
     "generation": "samples, z ~ N(0, I)",
@@ -220,27 +230,25 @@ def seen(models, key):
     return list(dict.fromkeys(run[key] for some in models.values() for run in some if key in run))
 
 
-def used(models, titles, always=(), end=""):
-    """Of titles, {ruler: title}, those of the rulers by which some run was measured, and of `always`.
-
-    end: of the keys, here and below: "_kid" for kernel distances instead of Frechet distances.
-    """
-    measured = {ruler for ruler in titles if any(seen(models, f"{ruler}_{kind}{end}") for kind in KINDS)}
-    return {ruler: title for ruler, title in titles.items() if ruler in measured.union(always)}
+def used(models, rulers):
+    """Of rulers, {key: title}, those by which some run was measured."""
+    return {ruler: title for ruler, title in rulers.items() if any(seen(models, ruler.format(kind)) for kind in KINDS)}
 
 
-def distance_columns(titles, form, end=""):
-    """titles: {ruler: title}."""
+def distance_columns(rulers, form):
     columns = {}
-    for ruler, title in titles.items():
-        columns |= {f"{title}: {words}": (f"{ruler}_{kind}{end}", form) for kind, words in KINDS.items()}
+    for ruler, title in rulers.items():
+        columns |= {f"{title}: {words}": (ruler.format(kind), form) for kind, words in KINDS.items()}
     return columns
 
 
-def floors(models, form, end=""):
+def floors(models, rulers, form):
     """As the distance of each kind, that of as many training images to the test images, the same for all models."""
-    own = {ruler: cell(seen(models, f"{ruler}_floor{end}")[:1], form) for ruler in RULERS}
-    return {f"{ruler}_{kind}{end}": floor for ruler, floor in own.items() for kind in KINDS}
+    row = {}
+    for ruler in rulers:
+        floor = cell(seen(models, ruler.format("floor"))[:1], form)
+        row |= {ruler.format(kind): floor for kind in KINDS}
+    return row
 
 
 def summary(caption, found, models):
@@ -250,10 +258,10 @@ def summary(caption, found, models):
     labelled = [probed(run)["supervised"] for run in pick(found, "supervised_128").values()]
     rows = [
         *models.items(),
-        ("as many training images", floors(models, ".1f")),
+        ("as many training images", floors(models, titles, ".1f")),
         ("the encoder trained with labels, 128", {"mu": cell(labelled, ".2f")}),
     ]
-    if "fid" not in titles:
+    if "fid_{}" not in titles:
         caption += " Inception FID: not measured, for its weights were not at hand."
     notes = "".join(note for ruler, note in NOTES.items() if ruler in titles)
     notes += "accuracy: of a linear classifier on the mean of q(z\\|x), test images."
@@ -261,26 +269,24 @@ def summary(caption, found, models):
 
 
 def distances(caption, models):
-    """By Inception, for which the assignment asks, even when nobody could measure it."""
-    titles, counts = used(models, RULERS, always=["fid"]), []
-    for ruler, title in titles.items():
-        images = ", ".join(map(str, seen(models, f"{ruler}_images"))) or "no"
+    rulers = {"fid_{}": RULERS["fid_{}"]} | used(models, RULERS)  # for Inception's the assignment asks, measured or not
+    counts = []
+    for ruler, title in rulers.items():
+        images = ", ".join(map(str, seen(models, ruler.format("images")))) or "no"
         counts.append(f"{title}: {images} images a set")
-    rows = [*models.items(), ("floor: training images", floors(models, ".2f"))]
-    return table(f"{caption} {'; '.join(counts)}.", COUNT | distance_columns(titles, ".2f"), rows)
+    rows = [*models.items(), ("floor: training images", floors(models, rulers, ".2f"))]
+    return table(f"{caption} {'; '.join(counts)}.", COUNT | distance_columns(rulers, ".2f"), rows)
 
 
 def kernel_distances(caption, models):
     """Of each model's first run, with their standard errors: how far two models' numbers may differ by chance."""
-    titles = used(models, RULERS, end="_kid")
-    if not titles:
+    rulers = used(models, KERNELS)
+    if not rulers:
         return MISSING
-    for ruler, title in titles.items():
-        titles[ruler] = title.replace("Frechet", "kernel").replace("FID", "kernel distance")
     rows = [(title, some[:1]) for title, some in models.items()]
-    rows.append(("floor: training images", floors(models, "", "_kid")))
+    rows.append(("floor: training images", floors(models, rulers, "")))
     caption += " The first seed's run; ± standard error over subsets."
-    return table(caption, distance_columns(titles, "", "_kid"), rows)
+    return table(caption, distance_columns(rulers, ""), rows)
 
 
 def probed(run):
@@ -344,8 +350,7 @@ def two_modes(found, kinds):
         "within_3_sigma": f"{1 - bound['far']:.0%}",
         "worst w2": bound["w2"],
     }
-    truth = first["truth"] | {key: first[key] for key in ("sigma", "w2_mode_floor")}
-    rows, missed = [("goal", goal), ("real samples", [mode_numbers(truth)])], []
+    rows, missed = [("goal", goal), ("real samples", [mode_numbers(first | first["truth"])])], []
     for kind in kinds:
         title, some = WGAN_GP[kind].title, []
         for run in pick(found, kind).values():
@@ -366,25 +371,23 @@ def two_modes(found, kinds):
 def proofs(found):
     """For each data and prior the ELBO's smallest gap, the likelihood's gap of the same maps, and what a decoder
     alone can reach; then maps without a gap."""
-    measured = [found.get(f"prior_{name}", {}).get("metrics", {}) for name in ("non_gaussian", "gaussian")]
-    columns, rows, free = {"-H(p_d)": ("bound", ""), "affine maps": ("affine", "")}, [], {}
-    for metrics in measured:
-        for case, affine in metrics.get("affine", {}).items():
-            if case not in free:  # both scripts have the same control
-                free[case] = metrics["free"][case]
-                columns |= {f"floor {row['floor']:g}": (row["floor"], "") for row in free[case]}
-                rows += case_rows(case, affine, free[case])
-    plane = found.get("prior_counterexample", {}).get("metrics", {})
+    names = ("prior_non_gaussian", "prior_gaussian", "prior_counterexample")
+    first, second, plane = (found.get(name, {}).get("metrics", {}) for name in names)
+    free = first.get("free", {}) | second.get("free", {})  # both have the same control
+    columns, rows = {"-H(p_d)": ("bound", ""), "affine maps": ("affine", "")}, []
+    for case, affine in (first.get("affine", {}) | second.get("affine", {})).items():
+        columns |= {f"floor {row['floor']:g}": (row["floor"], "") for row in free[case]}
+        rows += case_rows(case, affine, free[case])
     exact = {f"counterexample in 2-D, {claim}": maps for claim, maps in plane.items() if claim != "checks"}
-    if "positive control" in measured[0]:
-        exact = {"neither Gaussian, its exact maps": measured[0]["positive control"]} | exact
+    if "positive control" in first:
+        exact = {"neither Gaussian, its exact maps": first["positive control"]} | exact
     for title, maps in exact.items():
         rows.append((title, {"bound": f"{maps['elbo'] + maps['gap']:.6f}", "affine": with_error(maps, ".1g")}))
     if not rows:
         return MISSING
     checks = {}  # those of the lemma stand in several runs, and count once
-    for run in found.values():
-        for step, passed in run["metrics"].get("checks", {}).items():
+    for metrics in (first, second, plane):
+        for step, passed in metrics.get("checks", {}).items():
             checks[step] = checks.get(step, True) and passed
     caption = f"{sum(checks.values())} of {len(checks)} steps of the proofs PASS. Smallest gap found, in nats; in "
     caption += f"brackets the quadrature's error. {origin(found, 'prior_gaussian', 'prior_non_gaussian')}"
@@ -407,8 +410,8 @@ def case_rows(case, affine, free):
         gap, least, error, exact = (row["decoder_alone"][key] for key in ("gap", "least", "error", "exact"))
         between = f"{least:.3g} to {gap:.3g}" if least > 0 else f"at most {max(gap, 0) + error:.2g}"
         alone[row["floor"]] = "0 exactly" if exact else between
-    titles = (case.replace(" | ", ", prior "), "its likelihood, the same maps", "its likelihood, a decoder alone")
-    return list(zip(titles, (elbo, same, alone), strict=True))
+    title = case.replace(" | ", ", prior ")
+    return [(title, elbo), ("its likelihood, the same maps", same), ("its likelihood, a decoder alone", alone)]
 
 
 def with_error(maps, form, of=""):
