@@ -60,49 +60,50 @@ def table(args, rulers):
     parts, quick = {}, args.quick
     prefix = "quick-" if quick else ""  # of the folders in runs/
     data = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
-    device = () if args.device == "auto" else ("--device", args.device)
-    place = ("--data-dir", args.data_dir, *device)
     precision = f"--precision {args.precision}"
+    place = ("--data-dir", args.data_dir)
+    if args.device != "auto":
+        place = (*place, "--device", args.device)
 
-    def add(name, minutes, command, **options):
-        named = re.search(r"--name (\S+)", command)
-        folder = named[1] if named else f"{prefix}{name}"
-        parts[name] = Part(name, " ".join(command.split()), folder, 1 if quick else minutes, **options)
+    def add(name, minutes, script, flags, run=None, **options):
+        """run: its name in runs/, where that is not the part's."""
+        folder = prefix + (run or name)
+        words = f"python {script} --name {folder} {flags}".split()
+        parts[name] = Part(name, " ".join(words), folder, 1 if quick else minutes, **options)
 
     def measure(model, script, needs, *beside):
         """The distances of a model's images, by all rulers."""
-        where = (*place, "--features", *rulers.values(), *beside)
-        command = f"python {script} --name {prefix}{model} --eval-only --fid {200 if quick else 10_000}"
         minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
-        add(f"measure_{model}", minutes, command, where=where, needs=needs, rulers=rulers)
+        where = (*place, "--features", *rulers.values(), *beside)
+        flags = f"--eval-only --fid {200 if quick else 10_000}"
+        add(f"measure_{model}", minutes, script, flags, run=model, where=where, needs=needs, rulers=rulers)
 
     def probe(model, needs, flags):
         """A linear classifier on a model's codes; the checkpoint has the other flags of the data."""
         limit = f"--limit {QUICK_IMAGES}" if quick else ""
-        command = f"python probe.py {runs.ROOT}/{prefix}{model} --name {prefix}probe_{model} {limit} {flags}"
-        add(f"probe_{model}", 6, command, where=place, needs=needs)
+        script = f"probe.py {runs.ROOT}/{prefix}{model}"
+        add(f"probe_{model}", 6, script, f"{limit} {flags}", where=place, needs=needs)
 
     # question 1; of a short run most is its exact measurement
     short = "--iterations 200 --plot-every 200" if quick else ""
     for kind, spec in tables.WGAN_GP.items():
         for seed in range(spec.seeds):
-            command = f"python {spec.script} --name {prefix}{kind}_seed_{seed} --seed {seed} {spec.flags} {short}"
             if not quick or (kind, seed) == ("wgan_gp", 0):
-                add(f"{kind}_seed_{seed}", spec.minutes, command, where=("--device", "cpu"), cpu=True)
+                flags = f"--seed {seed} {spec.flags} {short}"
+                add(f"{kind}_seed_{seed}", spec.minutes, spec.script, flags, where=("--device", "cpu"), cpu=True)
 
     # question 4
     few = "--floors 0.5 --knots 16" if quick else ""
     for case in ("gaussian", "non_gaussian"):
-        command = f"python prior_proofs/{case}_case.py --name {prefix}prior_{case} --json {few}"
-        add(f"prior_{case}", 1.5, command, cpu=True)
-    add("prior_counterexample", 0.3, "python prior_proofs/counterexample_2d.py --json", cpu=True)
+        add(f"prior_{case}", 1.5, f"prior_proofs/{case}_case.py", f"--json {few}", cpu=True)
+    name, command = "prior_counterexample", "python prior_proofs/counterexample_2d.py --json"  # it has no --name
+    parts[name] = Part(name, command, prefix + name, 1 if quick else 0.3, cpu=True)
 
     # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
     flags = f"{data} {precision} --seed 0 {'--epochs 1' if quick else ''}"
-    add("classifier", 16, f"python classifier.py --name {prefix}classifier {flags}", where=place)
+    add("classifier", 16, "classifier.py", flags, where=place)
     for dims in (128, 64):
-        command = f"python probe.py --name {prefix}supervised_{dims} --supervised --latent-dim {dims} {flags}"
-        add(f"supervised_{dims}", 12, command, where=place)
+        add(f"supervised_{dims}", 12, "probe.py", f"--supervised --latent-dim {dims} {flags}", where=place)
     probe("supervised_128", ("supervised_128",), "")
 
     # questions 2 and 3
@@ -110,15 +111,14 @@ def table(args, rulers):
         for kind, spec in tables.MODELS.items():
             model, vae = f"{kind}_seed_{seed}", f"{kind.replace('_gan', '')}_seed_{seed}"
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
-            add(model, spec.minutes * args.epochs, f"python {spec.script} --name {prefix}{model} {flags}", where=place)
+            add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
             measure(model, spec.script, (model, "classifier", vae), *picture)
-            flags = f"--seed {seed} --latent sample --layer"
+            needs, flags = (model,), f"--seed {seed} --latent sample --layer"
             if spec.baseline:
                 other = f"{spec.baseline}_seed_{seed}"
-                probe(model, (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}")
-            else:
-                probe(model, (model,), flags)
+                needs, flags = (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}"
+            probe(model, needs, flags)
 
     # what training buys: copies of a model's folder as it was at epoch N
     for kind, spec in tables.MODELS.items():
@@ -195,7 +195,8 @@ def write_results(parts, args):
         settings["images"] = QUICK_IMAGES
     shown = read_json(PUBLIC / "results.json").get("settings", settings)
     here = PUBLIC if shown == settings and not args.quick else args.work
-    done = {name: parts[name] for name in parts.keys() - unfinished(parts)}
+    missing = unfinished(parts)
+    done = {name: part for name, part in parts.items() if name not in missing}
     results = collect(parts, done, args.work, settings, read_json(here / "results.json"))
     made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
