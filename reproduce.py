@@ -169,14 +169,15 @@ def collect(parts, done, notes, settings, old):
     found = old.get("runs", {}) if old.get("settings") == settings else {}
     found = {name: run for name, run in found.items() if name not in parts or run["command"] == parts[name].command}
     for name, part in done.items():
-        copy = re.fullmatch(r"measure_(.*-epoch(\d+))", name)
-        if part.rulers is not None and not copy:
+        run = name.removeprefix("measure_")
+        if run != name and run in parts:
             continue  # its distances stand in its model's metrics.json
+        copy = re.search(r"-epoch(\d+)$", run)
         made, metrics = read_json(part / "args.json"), read_json(part / "metrics.json")
         if f"measure_{name}" in parts and f"measure_{name}" not in done:  # by a ruler that is no longer the same
             metrics = {key: value for key, value in metrics.items() if not key.startswith(("fid_", "fd_"))}
-        epochs = int(copy[2]) if copy else made.get("epochs")
-        found[copy[1] if copy else name] = {
+        epochs = int(copy[1]) if copy else made.get("epochs")
+        found[run] = {
             "command": part.command,
             "seed": made.get("seed"),
             "epochs": epochs if (part / "checkpoint.pt").exists() else None,  # of a training
@@ -217,8 +218,8 @@ def write_results(parts, args):
 def publish(made, done):
     """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into PUBLIC."""
     for page in (Path("REPORT.md"), Path("README.md")):
-        if page.exists() and (new := tables.refresh(page.read_text(), made)) != page.read_text():
-            runs.write_bytes(page, new.encode())
+        if page.exists():
+            runs.write_bytes(page, tables.refresh(page.read_text(), made).encode())
     for name, part in done.items():
         if "_seed_" not in name or name.endswith("_seed_0"):
             for picture in runs.pictures_in(runs.ROOT / part.folder):

@@ -1,5 +1,6 @@
 """Parts of an experiment: which are finished, and the others as processes, side by side where there are GPUs."""
 
+import contextlib
 import os
 import re
 import signal
@@ -137,19 +138,15 @@ class Queue:
         signals = [signal.SIGINT, signal.SIGTERM]
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that closes, unless nohup says to go on
             signals.append(signal.SIGHUP)
-        handlers = {which: signal.signal(which, stop) for which in signals}
-        try:
-            while (self.waiting or self.jobs) and not self.stops:
+        with contextlib.ExitStack() as at_the_end:  # the last callback first, whatever goes wrong
+            for which in signals:
+                at_the_end.callback(signal.signal, which, signal.signal(which, stop))
+            at_the_end.callback(self.halt)  # no process is left behind
+            while self.pending() and not self.stops:
                 self.collect()
                 self.begin()
                 self.show()
                 time.sleep(WAIT)
-        finally:  # Ctrl-C, or whatever went wrong here: no process is left behind
-            try:
-                self.halt()
-            finally:
-                for which, handler in handlers.items():
-                    signal.signal(which, handler)
         if self.stops:
             raise runs.Interrupted("stopped; the same command goes on from here")
         return self.failed
@@ -164,7 +161,7 @@ class Queue:
                     self.failed[job.part.name] = why
                 else:
                     self.planned += job.part.minutes
-                rest = sum(part.minutes for part in (*self.waiting, *(other.part for other in self.jobs.values())))
+                rest = sum(part.minutes for part in self.pending())
                 self.left = ""
                 if rest and self.planned:
                     pace = (time.perf_counter() - self.began) / 60 / self.planned
@@ -174,7 +171,6 @@ class Queue:
     def begin(self):
         """Each part whose place is free and that waits for no other; those that need a failed one never."""
         for part in list(self.waiting):
-            running = [job.part for job in self.jobs.values()]
             missing = next((name for name in part.needs if name in self.failed or name in self.absent), None)
             if missing:
                 state = "failed" if missing in self.failed else "is not finished"
@@ -184,9 +180,8 @@ class Queue:
             free = [place for place in self.places if place not in self.jobs]
             if len(self.places) > 1:
                 free = [place for place in free if part.cpu == (place == "")]
-            busy = any(other.folder == part.folder for other in running)  # both would write its metrics.json
-            early = any(other.name in part.needs for other in (*self.waiting, *running))
-            if free and not busy and not early:
+            early = any(other.name in part.needs for other in self.pending())
+            if free and not early:
                 self.jobs[free[0]] = Job(part, free[0], self.folder)
                 self.waiting.remove(part)
 
@@ -197,8 +192,11 @@ class Queue:
             line = f"{self.progress()}{self.left}  {job.part.name} {job.last()}"
             print(f"\r{line[: os.get_terminal_size(2).columns - 1]}\033[K", end="", file=sys.stderr, flush=True)
 
+    def pending(self):
+        return [*(job.part for job in self.jobs.values()), *self.waiting]
+
     def progress(self):
-        return f"[{self.total - len(self.waiting) - len(self.jobs)}/{self.total}]"
+        return f"[{self.total - len(self.pending())}/{self.total}]"
 
     def halt(self):
         """Ask the processes to save themselves and wait; a second Ctrl-C ends them."""

@@ -255,11 +255,11 @@ def summary(caption, found, models):
     """The README's table."""
     titles = used(models, SHORT)
     columns = COUNT | ERRORS | distance_columns(titles, ".1f") | ACCURACY
-    labelled = [probed(run)["supervised"] for run in pick(found, "supervised_128").values()]
+    labelled = probed(found.get("supervised_128")).get("supervised")
     rows = [
         *models.items(),
         ("as many training images", floors(models, titles, ".1f")),
-        ("the encoder trained with labels, 128", {"mu": cell(labelled, ".2f")}),
+        ("the encoder trained with labels, 128", {"mu": cell([labelled], ".2f")}),
     ]
     if "fid_{}" not in titles:
         caption += " Inception FID: not measured, for its weights were not at hand."
