@@ -121,28 +121,27 @@ MISSING = "not measured"
 
 def tables(results):
     """results.json's content -> {name: Markdown}."""
-    found = results["runs"]
+    found, settings = results["runs"], results["settings"]
     models = {spec.title: [numbers(found, name) for name in pick(found, model)] for model, spec in MODELS.items()}
     probes = [f"probe_{model}" for model in MODELS]
-    budget = f"{setting(results['settings'], pick(found, *MODELS).values())} "
-    trained = budget + origin(found, *MODELS)
-    made = {
+    images = "CIFAR-10. "
+    if settings["quick"]:
+        images = f"Built-in shapes, {settings['images']} images: these numbers mean nothing. "
+    budget = images + command(settings, found)
+    trained = origin(found, *MODELS)
+    variants = [kind for kind in WGAN_GP if kind not in ("wgan_gp", "wgan_gp_sigma")]
+    return {
         "summary": summary(budget + origin(found, *MODELS, *probes, "supervised_128"), found, models),
-        "models": table(trained, COUNT | ELBO | ERRORS | DETAILS, models.items()),
-        "distances": distances(trained, models),
-        "kernel": kernel_distances(f"{which_images(results['settings'])}. {origin(found, *MODELS)}", models),
+        "models": table(budget + trained, COUNT | ELBO | ERRORS | DETAILS, models.items()),
+        "distances": distances(budget + trained, models),
+        "kernel": kernel_distances(images + trained, models),
         "classification": classification(budget, found, probes),
+        "training": training(budget, found),
+        "wgan_gp": two_modes(found, ["wgan_gp"]),
+        "wgan_gp_sigma": two_modes(found, ["wgan_gp_sigma"]),
+        "wgan_gp_variants": two_modes(found, variants),
+        "proofs": proofs(found),
     }
-    copied, columns = stages(found)
-    made["training"] = MISSING
-    if any(len(some) > 1 for some in copied.values()):
-        behind = [name for name in found if re.search(r"vae_.*_seed_0(-epoch\d+)?$", name)]
-        rows = [(f"{title}: {each['epochs']} epochs", [each]) for title, some in copied.items() for each in some]
-        made["training"] = table(budget + origin(found, *behind), COUNT | ELBO | columns, rows)
-    for name in ("wgan_gp", "wgan_gp_sigma"):
-        made[name] = two_modes(found, [name])
-    made["wgan_gp_variants"] = two_modes(found, [kind for kind in WGAN_GP if kind not in made])
-    return made | {"proofs": proofs(found)}
 
 
 def pick(found, *kinds):
@@ -150,19 +149,12 @@ def pick(found, *kinds):
     return {name: found[name] for kind in kinds for name in found if re.fullmatch(rf"{kind}(_seed_\d+)?", name)}
 
 
-def which_images(settings):
-    """A caption's first words: which images."""
-    if settings["quick"]:
-        return f"Built-in shapes, {settings['images']} images: these numbers mean nothing"
-    return "CIFAR-10"
-
-
-def setting(settings, trained):
-    """A caption's first words: which images, and the command with its epochs and seeds."""
+def command(settings, found):
+    """The second words of a caption: the command with its epochs and seeds."""
     quick = "--quick " if settings["quick"] else ""
-    flags = f"{quick}--epochs {settings['epochs']} --precision {settings['precision']}"
-    flags += f" --seeds {max((run['seed'] for run in trained), default=0) + 1}"
-    return f"{which_images(settings)}. `python reproduce.py {flags}`; mean ± standard deviation where n > 1."
+    seeds = 1 + max((run["seed"] for run in pick(found, *MODELS).values()), default=0)
+    flags = f"{quick}--epochs {settings['epochs']} --precision {settings['precision']} --seeds {seeds}"
+    return f"`python reproduce.py {flags}`; mean ± standard deviation where n > 1. "
 
 
 def origin(found, *kinds):
@@ -198,8 +190,11 @@ def cell(values, form):
     if isinstance(known[0], str):
         return known[0]
     text = f"{statistics.mean(known):{form}}"
-    text += f" ± {statistics.stdev(known):{form}}" if len(known) > 1 else ""
-    return text + (f" (n = {len(known)})" if len(known) < len(values) else "")
+    if len(known) > 1:
+        text += f" ± {statistics.stdev(known):{form}}"
+    if len(known) < len(values):
+        text += f" (n = {len(known)})"
+    return text
 
 
 # --- questions 2 and 3: the six models ----------------------------------------------------------------------------
@@ -223,6 +218,16 @@ def stages(found):
         after = {found[name]["epochs"]: name for name in own if found[name].get("epochs")}
         models[spec.title] = [numbers(found, after[n]) | {"epochs": n} for n in sorted(after)]
     return models, ERRORS | distance_columns(used(models, RULERS), ".1f") | ACCURACY
+
+
+def training(budget, found):
+    """What training buys, where copies of a run were measured."""
+    models, columns = stages(found)
+    if all(len(some) < 2 for some in models.values()):
+        return MISSING
+    behind = [name for name in found if re.search(r"vae_.*_seed_0(-epoch\d+)?$", name)]
+    rows = [(f"{title}: {each['epochs']} epochs", [each]) for title, some in models.items() for each in some]
+    return table(budget + origin(found, *behind), COUNT | ELBO | columns, rows)
 
 
 def seen(models, key):
