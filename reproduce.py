@@ -28,8 +28,6 @@ from pathlib import Path
 
 from common import inception, pictures, runs, tables
 from common.jobs import Part, Queue, say
-from common.runs import read_json
-from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
 RULER_MINUTES = {"fd_features": 4, "fd_imagenet": 20, "fid": 60}
@@ -50,6 +48,7 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.epochs = args.epochs or (1 if args.quick else 50)
     args.seeds = args.seeds or (1 if args.quick else 3)
+    args.prefix = "quick-" if args.quick else ""  # of the folders in runs/
     args.work = runs.ROOT / ("quick" if args.quick else "reproduce")  # what the parts print and how long they took
     return args
 
@@ -57,8 +56,7 @@ def parse_args(argv=None):
 def table(args, rulers):
     """Every experiment as a person would type it -> {name: Part}, in the order in which they run: what a part needs
     stands before it. rulers: of `find_rulers`."""
-    parts, quick = {}, args.quick
-    prefix = "quick-" if quick else ""  # of the folders in runs/
+    parts, quick, prefix = {}, args.quick, args.prefix
     data = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
     precision = f"--precision {args.precision}"
     place = ("--data-dir", args.data_dir)
@@ -132,18 +130,20 @@ def table(args, rulers):
 
 def find_rulers(args):
     """{ruler: what --features calls it} of those that can be had; Inception's weights may be downloaded here."""
-    rulers = {"fd_features": f"{runs.ROOT}/{'quick-' if args.quick else ''}classifier/features.pt2"}
+    rulers = {"fd_features": f"{runs.ROOT}/{args.prefix}classifier/features.pt2"}
     if args.quick:
         return rulers
     if IMAGENET.exists():
         rulers["fd_imagenet"] = str(IMAGENET)
     else:
-        say(f"distances in ImageNet features will be {MISSING}: benchmarks/imagenet_features.py makes {IMAGENET}")
+        say(
+            f"distances in ImageNet features will be {tables.MISSING}: benchmarks/imagenet_features.py makes {IMAGENET}"
+        )
     try:
         inception.find_weights()
         rulers["fid"] = "inception"
     except runs.UserError as error:
-        say(f"Inception FID will be {MISSING}: {error}")
+        say(f"Inception FID will be {tables.MISSING}: {error}")
     return rulers
 
 
@@ -173,7 +173,7 @@ def collect(parts, done, notes, settings, old):
         if run != name and run in parts:
             continue  # its distances stand in its model's metrics.json
         copy = re.search(r"-epoch(\d+)$", run)
-        made, metrics = read_json(part / "args.json"), read_json(part / "metrics.json")
+        made, metrics = runs.read_json(part / "args.json"), runs.read_json(part / "metrics.json")
         if f"measure_{name}" in parts and f"measure_{name}" not in done:  # by a ruler that is no longer the same
             metrics = {key: value for key, value in metrics.items() if not key.startswith(("fid_", "fd_"))}
         epochs = int(copy[1]) if copy else made.get("epochs")
@@ -183,7 +183,7 @@ def collect(parts, done, notes, settings, old):
             "epochs": epochs if (part / "checkpoint.pt").exists() else None,  # of a training
             "machine": made.get("machine"),
             "versions": {key: made.get(key) for key in ("python", "torch", "commit")},
-            "seconds": metrics.get("seconds", read_json(notes / f"{name}.json").get("seconds")),
+            "seconds": metrics.get("seconds", runs.read_json(notes / f"{name}.json").get("seconds")),
             "metrics": metrics,
         }
     return {"settings": settings, "runs": {name: found[name] for name in [*parts, *found] if name in found}}
@@ -194,16 +194,16 @@ def write_results(parts, args):
     settings = {"quick": args.quick, "epochs": args.epochs, "precision": args.precision}
     if args.quick:
         settings["images"] = QUICK_IMAGES
-    shown = read_json(PUBLIC / "results.json").get("settings", settings)
+    shown = runs.read_json(PUBLIC / "results.json").get("settings", settings)
     here = PUBLIC if shown == settings and not args.quick else args.work
     missing = unfinished(parts)
     done = {name: part for name, part in parts.items() if name not in missing}
-    results = collect(parts, done, args.work, settings, read_json(here / "results.json"))
+    results = collect(parts, done, args.work, settings, runs.read_json(here / "results.json"))
     made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)
     runs.write_bytes(here / "tables.md", text.encode())
-    if made["training"] != MISSING:
+    if made["training"] != tables.MISSING:
         pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
     if here == PUBLIC:
         publish(made, done)
@@ -232,7 +232,7 @@ def main(argv=None):
     if "RANK" in os.environ:
         raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
     results = PUBLIC / "results.json"
-    if results.exists() and not read_json(results):
+    if results.exists() and not runs.read_json(results):
         raise runs.UserError(f"{results} cannot be read, and would be written anew: mend it, or move it away")
     runs.try_writing(args.work / "results.json")
     runs.lock(args.work, instead="")

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from common import runs
-from common.runs import read_json
 
 SCRIPTS = Path(__file__).resolve().parents[1]
 WAIT = 0.2  # seconds between looks at what runs
@@ -41,7 +40,7 @@ class Part:
 
     def finished(self, parts):
         """Whether its metrics.json is there, made with its flags and later than what it needs."""
-        metrics = read_json(self / "metrics.json")
+        metrics = runs.read_json(self / "metrics.json")
         needed = [self / "args.json", self / "checkpoint.pt", *map(Path, (self.rulers or {}).values())]
         needed += [parts[name] / "checkpoint.pt" for name in self.needs]
         newest = max((file.stat().st_mtime for file in needed if file.exists()), default=0)
@@ -60,7 +59,7 @@ class Part:
         return was == wanted and (self / "checkpoint.pt").exists()
 
     def made_with(self):
-        return flags(read_json(self / "args.json").get("command", ""))
+        return flags(runs.read_json(self / "args.json").get("command", ""))
 
 
 def flags(command):
@@ -78,7 +77,7 @@ class Job:
     def __init__(self, part, place, folder):
         self.part, self.began, resume = part, time.perf_counter(), part.resumable()
         self.out, self.err, self.note = (folder / f"{part.name}.{end}" for end in ("out", "err", "json"))
-        self.earlier = read_json(self.note).get("seconds", 0) if resume else 0
+        self.earlier = runs.read_json(self.note).get("seconds", 0) if resume else 0
         words = [sys.executable, str(SCRIPTS / part.script), *part.command.split()[2:], *part.where]
         if resume:
             words.append("--resume")
