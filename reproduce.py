@@ -136,27 +136,25 @@ def find_rulers(args):
     if IMAGENET.exists():
         rulers["fd_imagenet"] = str(IMAGENET)
     else:
-        say(
-            f"distances in ImageNet features will be {tables.MISSING}: benchmarks/imagenet_features.py makes {IMAGENET}"
-        )
+        say(f"distances in ImageNet features will be not measured: benchmarks/imagenet_features.py makes {IMAGENET}")
     try:
         inception.find_weights()
         rulers["fid"] = "inception"
     except runs.UserError as error:
-        say(f"Inception FID will be {tables.MISSING}: {error}")
+        say(f"Inception FID will be not measured: {error}")
     return rulers
 
 
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def unfinished(parts):
-    """The names of the parts to run: those not finished, and those that need one of them."""
-    names = set()
+def finished(parts):
+    """{name: part} of those that are finished, as are all that they need."""
+    done = {}
     for name, part in parts.items():
-        if names & set(part.needs) or not part.finished(parts):
-            names.add(name)
-    return names
+        if part.finished(parts) and done.keys() >= set(part.needs):
+            done[name] = part
+    return done
 
 
 def collect(parts, done, notes, settings, old):
@@ -196,8 +194,7 @@ def write_results(parts, args):
         settings["images"] = QUICK_IMAGES
     shown = runs.read_json(PUBLIC / "results.json").get("settings", settings)
     here = PUBLIC if shown == settings and not args.quick else args.work
-    missing = unfinished(parts)
-    done = {name: part for name, part in parts.items() if name not in missing}
+    done = finished(parts)
     results = collect(parts, done, args.work, settings, runs.read_json(here / "results.json"))
     made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
@@ -242,7 +239,8 @@ def main(argv=None):
     for prefix in only:
         if not any(name.startswith(prefix) for name in parts):
             raise runs.UserError(f"--only {prefix} fits no part: the parts are {', '.join(parts)}")
-    chosen, missing = {name for name in parts if name.startswith(only)}, unfinished(parts)
+    chosen = {name for name in parts if name.startswith(only)}
+    missing = parts.keys() - finished(parts).keys()
     todo = chosen & missing
     small = "; --quick: small trainings on built-in images, whose numbers mean nothing" if args.quick else ""
     say(f"{len(chosen)} parts, {len(todo)} to run{small}")
