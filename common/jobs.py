@@ -93,8 +93,8 @@ class Job:
 
     def last(self):
         """What stands last on its stderr: a progress bar, or why it failed."""
-        lines = self.err.read_bytes()[-4000:].decode(errors="replace").replace("\r", "\n").split("\n")
-        return next((line.strip() for line in reversed(lines) if line.strip()), "")
+        lines = self.err.read_bytes()[-4000:].decode(errors="replace").strip().splitlines()
+        return lines[-1].strip() if lines else ""
 
     def conclude(self, parts):
         """Note down what it took, and what it printed instead of leaving files. -> why it failed, or None."""
@@ -112,8 +112,9 @@ class Job:
 def slots(device):
     """Where parts run at the same time: the GPUs, and '' for the CPU, or whatever --device says."""
     n = torch.cuda.device_count() if device in ("auto", "cuda") else 0
-    gpus = (os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(n)))).split(",")[:n]
-    return [*gpus, ""]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(n)]
+    return [*gpus[:n], ""]
 
 
 class Queue:

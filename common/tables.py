@@ -58,11 +58,8 @@ KERNELS = {
     "fd_features_{}_kid": "kernel distance, classifier features",
     "fd_imagenet_{}_kid": "kernel distance, ImageNet features",
 }
-SHORT = {  # in the summary, with notes under it
-    "fd_features_{}": "Frechet distance*",
-    "fd_imagenet_{}": "Frechet distance†",
-    "fid_{}": "FID",
-}
+# The summary's names of the rulers, and the notes under it.
+SHORT = {"fd_features_{}": "Frechet distance*", "fd_imagenet_{}": "Frechet distance†", "fid_{}": "FID"}
 NOTES = {
     "fd_features_{}": "\\* in the features of classifier.py's network, not Inception's; ",
     "fd_imagenet_{}": "† in those of an ImageNet network, not Inception's either; ",
@@ -303,7 +300,9 @@ def probed(run):
         rows = {"end to end": {"accuracy": 100 * metrics["accuracy"], "interval": bounds}}
     for row, shown in rows.items():
         low, high = shown["interval"]
-        measured |= {row: shown["accuracy"], f"{row} interval": f"{low:.2f} to {high:.2f}", "against": ""}
+        measured[row] = shown["accuracy"]
+        measured[f"{row} interval"] = f"{low:.2f} to {high:.2f}"
+        measured["against"] = ""  # where a model has nobody to be compared with
     if metrics.get("against"):
         test = metrics["against"]
         name, (low, high) = Path(test["checkpoint"]).name.removeprefix("quick-"), test["interval"]
