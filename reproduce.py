@@ -28,6 +28,7 @@ from pathlib import Path
 
 from common import inception, pictures, runs, tables
 from common.jobs import Part, Queue, say
+from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
 RULER_MINUTES = {"fd_features": 4, "fd_imagenet": 20, "fid": 60}
@@ -136,12 +137,12 @@ def find_rulers(args):
     if IMAGENET.exists():
         rulers["fd_imagenet"] = str(IMAGENET)
     else:
-        say(f"distances in ImageNet features will be not measured: benchmarks/imagenet_features.py makes {IMAGENET}")
+        say(f"distances in ImageNet features will be {MISSING}: benchmarks/imagenet_features.py makes {IMAGENET}")
     try:
         inception.find_weights()
         rulers["fid"] = "inception"
     except runs.UserError as error:
-        say(f"Inception FID will be not measured: {error}")
+        say(f"Inception FID will be {MISSING}: {error}")
     return rulers
 
 
@@ -200,7 +201,7 @@ def write_results(parts, args):
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)
     runs.write_bytes(here / "tables.md", text.encode())
-    if made["training"] != tables.MISSING:
+    if made["training"] != MISSING:
         pictures.plot_stages(*tables.stages(results["runs"]), here / "training.png")
     if here == PUBLIC:
         publish(made, done)
@@ -215,8 +216,10 @@ def write_results(parts, args):
 def publish(made, done):
     """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into PUBLIC."""
     for page in (Path("REPORT.md"), Path("README.md")):
-        if page.exists():
-            runs.write_bytes(page, tables.refresh(page.read_text(), made).encode())
+        text = page.read_text() if page.exists() else ""
+        refreshed = tables.refresh(text, made)
+        if refreshed != text:
+            runs.write_bytes(page, refreshed.encode())
     for name, part in done.items():
         if "_seed_" not in name or name.endswith("_seed_0"):
             for picture in runs.pictures_in(runs.ROOT / part.folder):

@@ -141,21 +141,24 @@ def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
     args = parser.parse_args(argv)
     for key, value in saved.items():
         if getattr(args, key) != value and key not in ("device", *may_differ):
-            flag = "--" + key.replace("_", "-")
             raise UserError(
-                f"runs/{args.name} was made with {flag} {value}, not {getattr(args, key)}: "
-                f"omit {flag}, or start another with --name"
+                f"runs/{args.name} was made with {spelled(key)} {value}, not {getattr(args, key)}: "
+                f"omit {spelled(key)}, or start another with --name"
             )
     return args
 
 
+def spelled(key):
+    """The flag whose value is args.KEY."""
+    return "--" + key.replace("_", "-")
+
+
 def check_flags_are_known(state, args):
     """Raises UserError when a run used a flag that its script has no more: it would go on as another training."""
-    for key, value in state["args"].items():
+    for key, value in state["args"].items():  # a flag that is gone matters where it was on
         if value and value != "off" and not hasattr(args, key):
-            flag = "--" + key.replace("_", "-")
             raise UserError(
-                f"runs/{args.name} was made with {flag} {value}, which {state['script']} has no more: "
+                f"runs/{args.name} was made with {spelled(key)} {value}, which {state['script']} has no more: "
                 "go on with it at the commit that its args.json names"
             )
 

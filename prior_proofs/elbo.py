@@ -135,7 +135,10 @@ def descend(data, prior, floor, spline, start):
     decoder = free_decoder(floor)
 
     def honest(encoder):
-        grid = Grid(data, prior, *encoder, floor, halve=True)
+        try:
+            grid = Grid(data, prior, *encoder, floor, halve=True)
+        except UserError:  # no grid resolves it; a start of that kind is refused below
+            return -math.inf
         return elbo(grid, encoder[0](grid.x), encoder[1](grid.x), decoder)[0]
 
     best = spline.functions(start[0](spline.x), np.log(start[1](spline.x)))

@@ -46,7 +46,7 @@ def no_figures(monkeypatch):
 
 @pytest.fixture
 def small_networks(monkeypatch):
-    """Encoder, decoder and discriminator with a fortieth of the arithmetic."""
+    """Encoder, decoder and discriminator with next to no arithmetic."""
     helpers.small_networks(monkeypatch)
 
 

@@ -15,7 +15,8 @@ from torch import nn
 
 import vae
 import vae_gan
-from common import pictures, runs
+import wgan_gp
+from common import pictures, runs, two_gaussians
 from common.loop import Loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +42,7 @@ def no_figures(patch):
 
 
 class SmallEncoder(nn.Module):
-    """What vae.Encoder is to a training: batch norm, features, mu and logvar. A fortieth of its arithmetic."""
+    """What vae.Encoder is to a training: batch norm, features, mu and logvar, with next to no arithmetic."""
 
     def __init__(self, latent_dim=128):
         super().__init__()
@@ -86,6 +87,17 @@ def small_networks(patch):
     patch.setattr(vae, "Encoder", SmallEncoder)
     patch.setattr(vae, "Decoder", SmallDecoder)
     patch.setattr(vae_gan, "Discriminator", SmallDiscriminator)
+
+
+def quickly(patch):
+    """No drawing, small networks of images, and measurements of wgan_gp.py too small to mean anything: all three take
+    longer than a few steps."""
+    patch.setattr(two_gaussians, "N_W2", 40)
+    patch.setattr(two_gaussians, "N_STATISTICS", 100)
+    patch.setattr(wgan_gp, "N_PLOT", 40)
+    patch.setattr(wgan_gp, "DRAWS", 2)
+    no_figures(patch)
+    small_networks(patch)
 
 
 def untrained_vae(name, folder, seed=0):

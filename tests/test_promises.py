@@ -20,14 +20,14 @@ from types import ModuleType
 import helpers
 import pytest
 import torch
-from helpers import DEVICES, checkpoint, ctrl_c_in, environment, log, metrics, same, write_images
+from helpers import DEVICES, ROOT, checkpoint, ctrl_c_in, environment, log, metrics, same, write_images
 
 import classifier
 import probe
 import vae
 import vae_gan
 import wgan_gp
-from common import runs, two_gaussians
+from common import runs
 from common.loop import Loop
 
 IMAGES = ("--data", "images", "--batch-size", 30, "--epochs", 2)  # of 60 training images: two steps an epoch
@@ -169,20 +169,9 @@ SCRIPTS = [
 ]
 
 
-def quickly(patch):
-    """No drawing, small networks of images, and measurements of wgan_gp.py too small to mean anything: all three take
-    longer than 4 steps."""
-    patch.setattr(two_gaussians, "N_W2", 40)
-    patch.setattr(two_gaussians, "N_STATISTICS", 100)
-    patch.setattr(wgan_gp, "N_PLOT", 40)
-    patch.setattr(wgan_gp, "DRAWS", 2)
-    helpers.no_figures(patch)
-    helpers.small_networks(patch)
-
-
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    quickly(monkeypatch)
+    helpers.quickly(monkeypatch)
 
 
 @pytest.fixture(scope="module", params=SCRIPTS, ids=lambda script: script.name)
@@ -208,7 +197,7 @@ def whole(request, script, place):
     """-> the device; runs/whole-DEVICE is the unbroken run there."""
     device = request.param
     with pytest.MonkeyPatch.context() as patch:
-        quickly(patch)
+        helpers.quickly(patch)
         patch.chdir(place)
         script.run(*script.short, "--device", device, "--name", f"whole-{device}")
     return device
@@ -345,27 +334,10 @@ def test_bad_flags_get_one_sentence_and_leave_nothing(script, place, tmp_path, m
 
 # --- real processes -----------------------------------------------------------------------------------------------
 
-# The last lines of a script, as `quickly` has it.
-PROCESS = """
-import importlib
-import sys
-
-import pytest
-import test_promises
-
-from common import runs
-
-name = sys.argv[1]
-script = importlib.import_module(name)
-test_promises.quickly(pytest.MonkeyPatch())
-sys.argv = [f"{name}.py", *sys.argv[2:]]
-runs.cli(script.main)
-"""
-
 
 def start(script, *argv):
     """The script as a process of its own, here; -> the process."""
-    words = [sys.executable, "-c", PROCESS, script.name, *argv]
+    words = [sys.executable, ROOT / "tests" / "quick.py", script.name, *argv]
     if script.module is probe:
         words.append("--supervised")
     pipe = subprocess.PIPE

@@ -8,7 +8,7 @@ import runpy
 
 import pytest
 import torch
-from helpers import checkpoint, log, torchrun
+from helpers import ROOT, checkpoint, log, torchrun
 
 import classifier
 import probe
@@ -47,21 +47,6 @@ else:
 runs.cli(lambda: loop.check_batch(31, 60))
 """
 
-TRAINING = """
-import importlib
-import sys
-
-import helpers
-import pytest
-
-from common import runs
-
-helpers.no_figures(pytest.MonkeyPatch())
-helpers.small_networks(pytest.MonkeyPatch())
-script = importlib.import_module(sys.argv[1])
-runs.cli(lambda: script.main(sys.argv[2:]))
-"""
-
 
 @pytest.mark.slow
 def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
@@ -83,9 +68,8 @@ def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
 @pytest.mark.slow
 @pytest.mark.parametrize(("script", "flags"), [("vae", ["--contrastive", 100]), ("vae_gan", [])])
 def test_training_under_torchrun_writes_one_run(in_tmp, image_folder, script, flags):
-    (in_tmp / "training.py").write_text(TRAINING)
     always = "--device cpu --latent-dim 4 --batch-size 30 --log-every 1 --epochs 1".split()
-    done = torchrun(in_tmp, "training.py", script, "--data", image_folder, *always, *flags)
+    done = torchrun(in_tmp, ROOT / "tests" / "quick.py", script, "--data", image_folder, *always, *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bits_per_dim") == 1
     assert checkpoint(script)["step"] == 2  # 60 images in global batches of 30
