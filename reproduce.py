@@ -70,8 +70,8 @@ def table(args, rulers):
         words = f"python {script} --name {folder} {flags}".split()
         parts[name] = Part(name, " ".join(words), folder, 1 if quick else minutes, **options)
 
-    def measure(model, script, needs, *beside):
-        """The distances of a model's images, by all rulers."""
+    def measure(model, script, needs, rulers, *beside):
+        """The distances of a model's images."""
         minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
         where = (*place, "--features", *rulers.values(), *beside)
         flags = f"--eval-only --fid {200 if quick else 10_000}"
@@ -112,19 +112,20 @@ def table(args, rulers):
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
             add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
-            measure(model, spec.script, (model, "classifier", vae), *picture)
+            measure(model, spec.script, (model, "classifier", vae), rulers, *picture)
             needs, flags = (model,), f"--seed {seed} --latent sample --layer"
             if spec.baseline:
                 other = f"{spec.baseline}_seed_{seed}"
                 needs, flags = (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}"
             probe(model, needs, flags)
 
-    # what training buys: copies of a model's folder as it was at epoch N
+    # what training buys: copies of a model's folder as it was at epoch N, by the ruler that takes minutes
+    quickest = {ruler: features for ruler, features in rulers.items() if ruler == "fd_features"}
     for kind, spec in tables.MODELS.items():
         for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
             if re.search(r"-epoch\d+$", copy.name):  # not one moved aside
                 model = copy.name.removeprefix(prefix)
-                measure(model, spec.script, ("classifier",))
+                measure(model, spec.script, ("classifier",), quickest)
                 probe(model, (f"measure_{model}",), "--seed 0")
     return parts
 

@@ -5,7 +5,7 @@ Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Ry
     python vae.py --epochs 50                        # CIFAR-10 in data/ or downloaded there; CUDA where there is one
     python vae.py --data shapes --limit 10000 --epochs 4             # built-in data, minutes on a CPU
     torchrun --nproc-per-node=2 vae.py --epochs 50   # same global batch on two GPUs (or CPU processes)
-    python vae.py --epochs 50 --contrastive 300      # codes that tell a linear classifier more
+    python vae.py --epochs 50 --patches 30           # codes that tell a linear classifier more: common/patches.py
     python vae.py --name vae --resume                # go on after Ctrl-C or a crash; --eval-only measures again
     python vae.py --name vae --sample 10000 --prior expost           # PNG files in runs/vae/samples-expost/
 
@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 import fid
-from common import contrastive, data, devices, ranks, runs, script
+from common import data, devices, patches, ranks, runs, script
 from common.loop import Loop
 from common.runs import UserError, number
 
@@ -168,20 +168,20 @@ def bits_per_dim(elbo, dims):
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def make_update(vae, average, optimizer, images, args):
+def make_update(vae, average, head, optimizer, images, args):
     """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
-    parameters = list(vae.parameters())
+    parameters = [*vae.parameters(), *head.parameters()]
 
-    def update(rows, flip, eps, u, decay):  # u: contrastive.draw's numbers, or None
+    def update(rows, flip, eps, decay):
         optimizer.zero_grad(set_to_none=True)
         x = data.batch(images, rows, flip)
         with devices.autocast(images.device, args.precision):
             codes = vae.encoder(x)
             nll, kl, mse = elbo_terms(vae, x, eps, codes)
             numbers = {"loss": (nll + args.beta * kl).mean(), "nll": nll.mean(), "kl": kl.mean(), "mse": mse}
-            if u is not None:
-                numbers["contrast"] = contrastive.term(vae.encoder, x, codes[0], u).mean()
-                numbers["loss"] = numbers["loss"] + args.contrastive * numbers["contrast"]
+            if args.patches:
+                numbers["patch_nll"] = head.nll(codes[0], rows).mean()
+                numbers["loss"] = numbers["loss"] + args.patches * numbers["patch_nll"]
         numbers["loss"].backward()
         ranks.average_gradients(parameters)
         optimizer.step()
@@ -197,18 +197,20 @@ def train(args, run, images, test):
     vae = VAE(args.latent_dim, args.sigma).to(images.device)
     average = copy.deepcopy(vae)
     z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
-    optimizer = devices.adam(vae.parameters(), args.lr, images.device)
+    head = patches.head(args, images)
+    optimizer = devices.adam([*vae.parameters(), *head.parameters()], args.lr, images.device)
     parts = {"model": vae, "average": average, "optimizer": optimizer}
+    if args.patches:
+        parts["head"] = head
     vae.train()
-    update = make_update(vae, average, optimizer, images, args)
+    update = make_update(vae, average, head, optimizer, images, args)
     with Loop.of_epochs(run, args, parts, images, "lower --lr, or raise --sigma if you set one") as loop:
         for _ in loop:
             noise = loop.generator("noise")
             flip = torch.rand(args.batch_size, device=images.device, generator=noise) < 0.5
             eps = torch.randn(args.batch_size, args.latent_dim, device=images.device, generator=noise)
-            u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
             lr, decay = script.set_rates(args, loop, optimizer)
-            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, u), decay))
+            loop.add(update(*ranks.shard(loop.rows(images), flip, eps), decay))
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
                 elbo = -means["nll"] - means["kl"]

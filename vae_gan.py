@@ -7,6 +7,7 @@ Paper: Larsen, Sonderby, Larochelle & Winther 2016 (arXiv 1512.09300), Algorithm
     torchrun --nproc-per-node=2 vae_gan.py --epochs 50               # same global batch on two GPUs (or CPU processes)
     python vae_gan.py --resume                       # go on after Ctrl-C or a crash; --eval-only measures again
     python vae_gan.py --eval-only --compare runs/vae # beside a run of vae.py: comparison.png
+    python vae_gan.py --epochs 50 --patches 30       # codes that tell a linear classifier more: common/patches.py
 
 Symbols: x image, z ~ q(z|x) its code, x_hat = Dec(z) its reconstruction (the paper's x tilde), z_p ~ N(0, I) and
 x_p = Dec(z_p) a sample, Dis(x) the probability that x is real, as a logit, Dis_l(x) the features of its layer l.
@@ -29,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from common import contrastive, data, devices, pictures, ranks, runs, script
+from common import data, devices, patches, pictures, ranks, runs, script
 from common.loop import Loop
 from common.runs import number
 from vae import SEEN, VAE, decode, draw_latents, encode, evaluate, finish, gaussian_nll, kl_to_prior, load
@@ -85,11 +86,11 @@ def gan_terms(real, hat, p):
     return F.logsigmoid(real) + F.logsigmoid(-hat) + F.logsigmoid(-p)
 
 
-def routed_gradients(vae, discriminator, x, eps, z_p, u, args):
+def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
     """One pass of Algorithm 1 up to its updates.
 
-    x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal, u: contrastive.draw's numbers or None; args: gamma,
-    precision, and the weight `contrastive` of that term, which the encoder alone receives
+    x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal, rows: (B,) which training images x are; args: gamma,
+    precision, and `patches`, the weight of the likelihood by patches.Head, which encoder and head alone receive
     -> {player: the gradients to descend, in the order of its parameters()}, {name: what was measured of the batch}
 
     Nothing is computed twice. Forward: the encoder once, the decoder once a kind of z, the discriminator once a kind of
@@ -109,7 +110,6 @@ def routed_gradients(vae, discriminator, x, eps, z_p, u, args):
         real, features = discriminator(x)
         hat, features_hat = discriminator(hat_cut)
         p, _ = discriminator(p_cut)
-        contrast = None if u is None else contrastive.term(vae.encoder, x, mu, u).mean()
     kl = kl_to_prior(mu, logvar).mean()  # L_prior
     sigma2 = (features - features_hat).detach().square().mean()
     ranks.all_reduce_mean(sigma2)
@@ -124,11 +124,14 @@ def routed_gradients(vae, discriminator, x, eps, z_p, u, args):
     # is -exp(-logit). Beyond 60 float32 could not hold the two factors.
     gan_hat = -gan_hat * torch.exp(-hat.detach().clamp(min=-60)).view(-1, 1, 1, 1)
     gan_p = -gan_p * torch.exp(-p.detach().clamp(min=-60)).view(-1, 1, 1, 1)
-    # encoder: the KL and the contrastive term as they are, the likelihood by its gradient at z
-    direct = kl if contrast is None else kl + args.contrastive * contrast
+    # encoder: the KL and the patches' likelihood as they are, that of Dis_l(x) by its gradient at z
+    direct = kl
+    if args.patches:
+        patch_nll = head.nll(mu, rows).mean()
+        direct = kl + args.patches * patch_nll
     (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
     gradients = {
-        "encoder": grad((direct, z), list(vae.encoder.parameters()), (None, like_z)),
+        "encoder": grad((direct, z), [*vae.encoder.parameters(), *head.parameters()], (None, like_z)),
         "decoder": grad((x_hat, x_p), list(vae.decoder.parameters()), (args.gamma * like_hat + gan_hat, gan_p)),
         "discriminator": to_discriminator,
     }
@@ -142,26 +145,35 @@ def routed_gradients(vae, discriminator, x, eps, z_p, u, args):
         "dis_p": torch.sigmoid(p).mean(),
         "spread": x_p.std(0).mean() / x.std(0).mean(),  # of samples over that of images: 0 when all samples are alike
     }
-    if contrast is not None:
-        numbers["contrast"] = contrast
+    if args.patches:
+        numbers["patch_nll"] = patch_nll
     return gradients, {name: value.detach() for name, value in numbers.items()}
 
 
 # --- training -----------------------------------------------------------------------------------------------------
 
 
-def make_update(vae, average, discriminator, optimizers, images, args):
-    """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
-    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+def players(vae, discriminator, head):
+    """The parameters that each player descends; `head` goes with the encoder."""
+    return {
+        "encoder": [*vae.encoder.parameters(), *head.parameters()],
+        "decoder": list(vae.decoder.parameters()),
+        "discriminator": list(discriminator.parameters()),
+    }
 
-    def update(rows, flip, eps, z_p, u, decay):  # u: contrastive.draw's numbers, or None
+
+def make_update(vae, average, discriminator, head, optimizers, images, args):
+    """One update as a function of what varies; it draws and reads back nothing, so that a CUDA graph can hold it."""
+    learned = players(vae, discriminator, head)
+
+    def update(rows, flip, eps, z_p, decay):
         x = data.batch(images, rows, flip)  # X <- a mini-batch
-        gradients, numbers = routed_gradients(vae, discriminator, x, eps, z_p, u, args)
+        gradients, numbers = routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args)
         vae.variance(numbers["mse"])  # only for evaluate(): what these weights are worth as a VAE
         ranks.all_reduce_mean(*(g for each in gradients.values() for g in each))
         norms = {f"norm_{name}": nn.utils.get_total_norm(each) for name, each in gradients.items()}
-        for name, player in players.items():
-            for parameter, gradient in zip(player.parameters(), gradients[name], strict=True):
+        for name, parameters in learned.items():
+            for parameter, gradient in zip(parameters, gradients[name], strict=True):
                 parameter.grad = gradient
         optimizers["encoder"].step()  # theta_Enc <- - grad (L_prior + L_llike)
         optimizers["decoder"].step()  # theta_Dec <- - grad (gamma L_llike + L_GAN)
@@ -190,23 +202,25 @@ def train(args, run, images, test):
     vae, discriminator = VAE(args.latent_dim).to(device), Discriminator(args.feature_layer).to(device)
     average = copy.deepcopy(vae)
     z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
-    players = {"encoder": vae.encoder, "decoder": vae.decoder, "discriminator": discriminator}
+    head = patches.head(args, images)
     optimizers = {
-        name: devices.adam(player.parameters(), args.lr, device, betas=(0.5, 0.999)) for name, player in players.items()
+        name: devices.adam(parameters, args.lr, device, betas=(0.5, 0.999))
+        for name, parameters in players(vae, discriminator, head).items()
     }
     parts = {"model": vae, "average": average, "discriminator": discriminator}
+    if args.patches:
+        parts["head"] = head
     parts |= {f"optimizer_{name}": optimizer for name, optimizer in optimizers.items()}
     vae.train()
-    update = make_update(vae, average, discriminator, optimizers, images, args)
+    update = make_update(vae, average, discriminator, head, optimizers, images, args)
     lasted = 0  # log lines in a row that told of a collapse
     with Loop.of_epochs(run, args, parts, images, ADVICE) as loop:
         for _ in loop:
             noise = loop.generator("noise")
             flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
             eps, z_p = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
-            u = contrastive.draw(args.batch_size, loop.generator("views")) if args.contrastive else None
             lr, decay = script.set_rates(args, loop, *optimizers.values())
-            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, z_p, u), decay))
+            loop.add(update(*ranks.shard(loop.rows(images), flip, eps, z_p), decay))
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
                 loop.log(lr=lr, **means)

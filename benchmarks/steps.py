@@ -35,7 +35,7 @@ from torch.utils.flop_counter import flop_registry  # noqa: E402
 import vae  # noqa: E402
 import vae_gan  # noqa: E402
 import wgan_gp  # noqa: E402
-from common import data, devices, runs  # noqa: E402
+from common import data, devices, patches, runs  # noqa: E402
 from common.two_gaussians import sample_real  # noqa: E402
 
 ROWS = {
@@ -115,19 +115,19 @@ def vae_plain(args, device):
 def vae_ours(args, device):
     images, model = random_images(device), vae.VAE(args.latent_dim).to(device)
     optimizer = devices.adam(model.parameters(), args.lr, device)
-    update = vae.make_update(model, copy.deepcopy(model), optimizer, images, args)
+    update = vae.make_update(model, copy.deepcopy(model), patches.head(args, images), optimizer, images, args)
 
     def step(i):
         noise = devices.generator(device, 0, "noise", i)
         rows = torch.randint(0, IMAGES, (args.batch_size,), device=device, generator=noise)
         flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
         eps = torch.randn(args.batch_size, args.latent_dim, device=device, generator=noise)
-        update(rows, flip, eps, None, devices.average_decay(i, args.ema, device))
+        update(rows, flip, eps, devices.average_decay(i, args.ema, device))
 
     return step
 
 
-def plain_players(model, average, discriminator, optimizers, images, args):
+def plain_players(model, average, discriminator, head, optimizers, images, args):
     """As vae_gan.make_update, but each player for itself, with zero_grad() and backward()."""
 
     def losses(x, eps, z_p):
@@ -144,7 +144,7 @@ def plain_players(model, average, discriminator, optimizers, images, args):
             "discriminator": -vae_gan.gan_terms(real, hat, p).mean(),
         }
 
-    def update(rows, flip, eps, z_p, u, decay):
+    def update(rows, flip, eps, z_p, decay):
         x = data.batch(images, rows, flip)
         for name, optimizer in optimizers.items():
             for other in optimizers.values():
@@ -161,14 +161,15 @@ def vae_gan_step(make_update, args, device):
     discriminator = vae_gan.Discriminator(args.feature_layer).to(device)
     players = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": discriminator}
     optimizers = {name: devices.adam(player.parameters(), args.lr, device) for name, player in players.items()}
-    update = make_update(model, copy.deepcopy(model), discriminator, optimizers, images, args)
+    head = patches.head(args, images)
+    update = make_update(model, copy.deepcopy(model), discriminator, head, optimizers, images, args)
 
     def step(i):
         noise = devices.generator(device, 0, "noise", i)
         rows = torch.randint(0, IMAGES, (args.batch_size,), device=device, generator=noise)
         flip = torch.rand(args.batch_size, device=device, generator=noise) < 0.5
         eps, z_p = torch.randn(2, args.batch_size, args.latent_dim, device=device, generator=noise)
-        update(rows, flip, eps, z_p, None, devices.average_decay(i, args.ema, device))
+        update(rows, flip, eps, z_p, devices.average_decay(i, args.ema, device))
 
     return step
 

@@ -99,13 +99,12 @@ class Captured:
             torch.cuda.current_stream().wait_stream(side)
             return output
         if self.graph is None:
-            self.inputs = [None if tensor is None else tensor.clone() for tensor in inputs]
+            self.inputs = [tensor.clone() for tensor in inputs]
             self.graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(self.graph):  # records, does not run
                 self.output = self.step(*self.inputs)
         for static, tensor in zip(self.inputs, inputs, strict=True):
-            if static is not None:
-                static.copy_(tensor)
+            static.copy_(tensor)
         self.graph.replay()
         return self.output
 

@@ -25,13 +25,14 @@ def is_main():
 
 
 def shard(*tensors):
-    """This rank's rows of global batches, which every rank has drawn alike -> a list, None where a tensor is None.
+    """This rank's rows of global batches, which every rank has drawn alike -> a list. They must divide among ranks."""
+    return [tensor[rank() :: world_size()] for tensor in tensors]
 
-    Rows must divide among the ranks.
-    """
-    if world_size() == 1:
-        return list(tensors)
-    return [None if tensor is None else tensor[rank() :: world_size()] for tensor in tensors]
+
+def broadcast(tensor):
+    """Rank 0's tensor in all ranks, in place."""
+    if world_size() > 1:
+        dist.broadcast(tensor, src=0)
 
 
 def all_reduce_mean(*tensors):

@@ -24,7 +24,7 @@ def add_flags(parser, name, batch_size, lr):
     add_training_flags(parser, 50, batch_size, lr)
     add = parser.add_argument
     add("--latent-dim", type=number(int, 1), default=128, help="dimensions of z")
-    add("--contrastive", type=number(float, 0), default=0.0, help="weight of common/contrastive.py's term; 0: without")
+    add("--patches", type=number(float, 0), default=0.0, help="weight of common/patches.py's likelihood; 0: without")
     add("--schedule", choices=["constant", "cosine"], default="constant", help="of the learning rate")
     add("--ema", type=number(float, 0, 1), default=0.999, help="decay of the averaged weights")
     add("--capture", action=argparse.BooleanOptionalAction, default=False, help="CUDA graph of the step")

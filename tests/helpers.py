@@ -16,7 +16,7 @@ from torch import nn
 import vae
 import vae_gan
 import wgan_gp
-from common import pictures, runs, two_gaussians
+from common import patches, pictures, runs, two_gaussians
 from common.loop import Loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -83,12 +83,13 @@ def small_networks(patch):
 
 
 def quickly(patch):
-    """No drawing, small networks of images, and measurements of wgan_gp.py too small to mean anything: all three take
-    longer than a few steps."""
+    """No drawing, small networks of images, few filters of patches, and measurements of wgan_gp.py too small to mean
+    anything: each takes longer than a few steps."""
     patch.setattr(two_gaussians, "N_W2", 40)
     patch.setattr(two_gaussians, "N_STATISTICS", 100)
     patch.setattr(wgan_gp, "N_PLOT", 40)
     patch.setattr(wgan_gp, "DRAWS", 2)
+    patch.setattr(patches, "FILTERS", 20)
     no_figures(patch)
     small_networks(patch)
 

@@ -39,7 +39,7 @@ def test_draws_are_functions_of_seed_purpose_and_step(in_tmp):
         steps, _ = training(seed=seed)
         with steps:
             for step in steps:
-                for purpose in ("noise", "views"):
+                for purpose in ("noise", "order"):
                     drawn[seed, purpose, step] = torch.rand(3, generator=steps.generator(purpose)).tolist()
     assert len(drawn) == len({tuple(numbers) for numbers in drawn.values()}) == 2 * 2 * 6
     again = torch.rand(3, generator=devices.generator("cpu", 1, "noise", 4)).tolist()  # keys count steps from 0

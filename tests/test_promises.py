@@ -87,7 +87,7 @@ OF_A_MODEL = {
 SCRIPTS = [
     Script(
         vae,
-        short=(*IMAGES, *SMALL, "--log-every", 2, "--contrastive", 100),
+        short=(*IMAGES, *SMALL, "--log-every", 2),
         long=("--epochs", 100_000),
         diverges=("--lr", 1e8, *ONE_STEP),
         advice="lower --lr, or raise --sigma",
@@ -96,7 +96,7 @@ SCRIPTS = [
     ),
     Script(
         vae_gan,
-        short=(*IMAGES, *SMALL, "--log-every", 2),
+        short=(*IMAGES, *SMALL, "--log-every", 2, "--patches", 10),
         long=("--epochs", 100_000),
         diverges=("--lr", 1e8, *ONE_STEP),
         advice="lower --lr, or raise --gamma",

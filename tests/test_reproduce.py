@@ -232,7 +232,7 @@ def test_the_order_of_the_flags_does_not_matter(fakes):
     assert len(fakes()) == 1
 
 
-OLD = {"script": "vae.py", "name": "vae_128_seed_0", "seed": 0, "latent_dim": 128, "contrastive": 0.0, "epochs": 20}
+OLD = {"script": "vae.py", "name": "vae_128_seed_0", "seed": 0, "latent_dim": 128, "patches": 0.0, "epochs": 20}
 OLD |= {"precision": "fp32", "fid": "off", "data_dir": "elsewhere", "device": "auto", "lr": 0.0005}
 
 

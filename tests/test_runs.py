@@ -65,11 +65,13 @@ def test_resume_takes_the_saved_flags_and_refuses_others(in_tmp):
 
 
 def test_a_run_that_used_a_flag_which_is_gone_is_not_resumed(in_tmp):
-    args = {"name": "try", "width": 8, "patches": 30.0, "contrastive": 0.0, "features": None}
+    args = {"name": "try", "width": 8, "contrastive": 300.0, "patches": 0.0, "features": None}
     runs.save_checkpoint("runs/try/checkpoint.pt", {"script": "script.py", "args": args, "step": 1})
-    with pytest.raises(UserError, match=r"made with --patches 30\.0, which script\.py has no more"):
+    with pytest.raises(UserError, match=r"made with --contrastive 300\.0, which script\.py has no more"):
         runs.parse(parser(), ["--resume"])
-    runs.save_checkpoint("runs/try/checkpoint.pt", {"script": "script.py", "args": args | {"patches": 0.0}, "step": 1})
+    runs.save_checkpoint(
+        "runs/try/checkpoint.pt", {"script": "script.py", "args": args | {"contrastive": 0.0}, "step": 1}
+    )
     assert runs.parse(parser(), ["--resume"]).width == 8
 
 

@@ -16,7 +16,7 @@ from torch.distributions import Independent, Normal
 
 import vae
 import vae_gan
-from common import contrastive, data, devices, pictures, ranks
+from common import data, devices, patches, pictures, ranks
 
 PLAYERS = ("encoder", "decoder", "discriminator")
 
@@ -72,10 +72,11 @@ def assert_same(a, b):
     torch.testing.assert_close(a, b, rtol=0, atol=0 if exact else 1e-4 * b.abs().max().item())
 
 
-def routed(game, u=None, **changed):
-    """routed_gradients of a game. changed: gamma, and contrastive, the weight of that term."""
-    args = types.SimpleNamespace(**{"gamma": 0.5, "contrastive": 0.0, "precision": "fp32"} | changed)
-    return vae_gan.routed_gradients(*game, u, args)
+def routed(game, head=None, rows=None, **changed):
+    """routed_gradients of a game. changed: gamma, and patches, the weight of the likelihood by `head`."""
+    args = types.SimpleNamespace(**{"gamma": 0.5, "patches": 0.0, "precision": "fp32"} | changed)
+    model, dis, *batch = game
+    return vae_gan.routed_gradients(model, dis, head or nn.Module(), *batch, rows, args)
 
 
 def by_hand(model, dis, x, eps, z_p):
@@ -142,19 +143,23 @@ def test_gamma_moves_the_decoder_alone(game):
     assert all(p.grad is None for m in game[:2] for p in m.parameters())  # nothing is left behind
 
 
-def test_the_contrastive_term_moves_the_encoder_alone(game):
+def test_the_likelihood_of_patches_moves_the_encoder_and_its_head_alone(game, monkeypatch):
+    monkeypatch.setattr(patches, "FILTERS", 20)
     model, _, x, _, _ = game
-    u = contrastive.draw(4, devices.generator(x.device, 0, "views", 0))
+    images = torch.randint(0, 256, (30, 3, 32, 32), device=x.device, dtype=torch.uint8)
+    head, rows = patches.Head(3, images, seed=0).double(), torch.tensor([4, 1, 20, 7], device=x.device)
     without, plain = routed(game)
-    found, numbers = routed(game, u, contrastive=7.0)
-    term = contrastive.term(model.encoder, x, model.encoder(x)[0], u).mean()
-    wanted = torch.autograd.grad(term, list(model.encoder.parameters()), allow_unused=True)  # not by logvar
-    for before, after, extra in zip(without["encoder"], found["encoder"], wanted, strict=True):
+    found, numbers = routed(game, head, rows, patches=7.0)
+    term = head.nll(model.encoder(x)[0], rows).mean()
+    own = [*model.encoder.parameters(), *head.parameters()]
+    wanted = torch.autograd.grad(term, own, allow_unused=True)  # not by logvar
+    plainly = [*without["encoder"], *(torch.zeros_like(p) for p in head.parameters())]
+    for before, after, extra in zip(plainly, found["encoder"], wanted, strict=True):
         torch.testing.assert_close(after, before if extra is None else before + 7 * extra, rtol=1e-5, atol=1e-6)
     for player in ("decoder", "discriminator"):
         for a, b in zip(without[player], found[player], strict=True):
             assert_same(a, b)
-    assert set(numbers) == {*plain, "contrast"} and numbers["contrast"].item() == pytest.approx(term.item())
+    assert set(numbers) == {*plain, "patch_nll"} and numbers["patch_nll"].item() == pytest.approx(term.item())
 
 
 def test_each_players_step_leaves_the_others_untouched(device):
@@ -170,8 +175,8 @@ def test_each_players_step_leaves_the_others_untouched(device):
         modules = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": dis}
         rates = {name: 1e-3 if name in movers else 0.0 for name in modules}
         optimizers = {n: devices.adam(m.parameters(), rates[n], device) for n, m in modules.items()}
-        update = vae_gan.make_update(model, vae.VAE(3).to(device), dis, optimizers, images, args)
-        update(rows, flip, eps, z_p, None, decay)
+        update = vae_gan.make_update(model, vae.VAE(3).to(device), dis, nn.Module(), optimizers, images, args)
+        update(rows, flip, eps, z_p, decay)
         return {n: [p.detach().clone() for p in m.parameters()] for n, m in modules.items()}
 
     start, everyone = after_a_step(), after_a_step(*PLAYERS)
