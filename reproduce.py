@@ -33,6 +33,7 @@ from common.tables import MISSING
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
 RULER_MINUTES = {"fd_features": 4, "fd_imagenet": 20, "fid": 60}
 QUICK_IMAGES = 800
+PAGES = (Path("REPORT.md"), Path("README.md"), Path("prior_proofs/README.md"))
 PUBLIC = Path("results")  # what the pages show
 
 
@@ -100,7 +101,8 @@ def table(args, rulers):
 
     # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
     flags = f"{data} {precision} --seed 0 {'--epochs 1' if quick else ''}"
-    add("classifier", 16, "classifier.py", flags, where=place)
+    holdout = "" if quick else "--holdout 5000"  # the ruler has not seen the images that settings were chosen on
+    add("classifier", 16, "classifier.py", f"{flags} {holdout}", where=place)
     for dims in (128, 64):
         add(f"supervised_{dims}", 12, "probe.py", f"--supervised --latent-dim {dims} {flags}", where=place)
     probe("supervised_128", ("supervised_128",), "")
@@ -215,17 +217,18 @@ def write_results(parts, args):
 
 
 def publish(made, done):
-    """The tables into REPORT.md and README.md, and the pictures of finished parts, of one seed each, into PUBLIC."""
-    for page in (Path("REPORT.md"), Path("README.md")):
+    """The tables into the pages, and those pictures of finished parts that the pages show into PUBLIC."""
+    shown = set()
+    for page in PAGES:
         text = page.read_text() if page.exists() else ""
         refreshed = tables.refresh(text, made)
         if refreshed != text:
             runs.write_bytes(page, refreshed.encode())
-    for name, part in done.items():
-        if "_seed_" not in name or name.endswith("_seed_0"):
-            for picture in runs.pictures_in(runs.ROOT / part.folder):
-                if not picture.name.startswith("density_"):
-                    runs.write_bytes(PUBLIC / part.folder / picture.name, picture.read_bytes())
+        shown |= set(re.findall(rf"{PUBLIC}/(\w+/[\w-]+\.(?:png|gif))", text))
+    for part in done.values():
+        for picture in runs.pictures_in(runs.ROOT / part.folder):
+            if f"{part.folder}/{picture.name}" in shown:
+                runs.write_bytes(PUBLIC / part.folder / picture.name, picture.read_bytes())
 
 
 def main(argv=None):

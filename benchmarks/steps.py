@@ -159,9 +159,9 @@ def plain_players(model, average, discriminator, head, optimizers, images, args)
 def vae_gan_step(make_update, args, device):
     images, model = random_images(device), vae.VAE(args.latent_dim).to(device)
     discriminator = vae_gan.Discriminator(args.feature_layer).to(device)
-    players = {"encoder": model.encoder, "decoder": model.decoder, "discriminator": discriminator}
-    optimizers = {name: devices.adam(player.parameters(), args.lr, device) for name, player in players.items()}
     head = patches.head(args, images)
+    players = vae_gan.players(model, discriminator, head)
+    optimizers = {name: devices.adam(parameters, args.lr, device) for name, parameters in players.items()}
     update = make_update(model, copy.deepcopy(model), discriminator, head, optimizers, images, args)
 
     def step(i):

@@ -294,7 +294,8 @@ def machine(device=None):
     cpu = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
-    return f"{cpu}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def typed(script, argv=None):

@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "REPORT.md", "prior_proofs/README.md")
 # of commits that the page names; None: the whole script
-EARLIER = {"candidates.py": None, "benchmarks/vae.py": None, "benchmarks/wgan_gp.py": None, "vae_gan.py": {"--center"}}
-EARLIER |= {"vae.py": {"--patches"}}  # of commit de1cf72
+EARLIER = {"candidates.py": None, "benchmarks/vae.py": None, "benchmarks/wgan_gp.py": None}
+EARLIER |= {"vae_gan.py": {"--center"}, "vae.py": {"--contrastive"}}
 
 
 def commands(text):

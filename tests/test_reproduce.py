@@ -281,13 +281,17 @@ def test_a_measuring_part_is_finished_when_all_rulers_have_measured(in_tmp):
     assert not part.finished(parts)
 
 
-def test_pictures_are_those_of_the_runs_that_gave_the_numbers(fakes):
+def test_pictures_are_those_that_the_pages_show_of_the_runs_that_gave_the_numbers(fakes):
     main()
     Path("runs/c/c.png").write_text("of another training")
     set_args("c", fake_command("c", "--size 4"))
     Path("runs/a/a.png").write_text("of this one")
+    Path("runs/a/unseen.png").write_text("in no page")
+    Path("REPORT.md").write_text("![c](results/c/c.png)")
+    Path("prior_proofs").mkdir()
+    Path("prior_proofs/README.md").write_text("![a](../results/a/a.png)")
     main("--only", "a")
-    assert Path("results/a/a.png").exists() and not Path("results/c/c.png").exists()
+    assert [str(path) for path in Path("results").rglob("*.png")] == ["results/a/a.png"]
 
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
@@ -577,7 +581,7 @@ def test_classification():
     assert row(text, "reference: trained with labels, 64 dimensions")[2] == "not measured"
     assert row(text, "baseline: raw pixels")[2] == "38.00"
     assert row(text, "baseline: untrained encoder, 128")[2] == "not measured"
-    assert row(text, "classifier.py's ResNet, end to end")[2:4] == ["93.00", "92.50 to 93.50"]
+    assert row(text, "classifier.py's ResNet, on 5,000 held-out training images")[2:4] == ["93.00", "92.50 to 93.50"]
 
 
 def test_proofs():
