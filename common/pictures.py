@@ -54,9 +54,9 @@ def plot_stages(models, columns, path):
     for ax, (title, (key, _)) in zip(axes.flat, columns.items(), strict=False):
         for i, (model, some) in enumerate(models.items()):
             known = [each for each in some if key in each]
-            ax.plot(
-                [each["epochs"] for each in known], [each[key] for each in known], "o-", ms=3, c=f"C{i}", label=model
-            )
+            if known:
+                epochs, values = [each["epochs"] for each in known], [each[key] for each in known]
+                ax.plot(epochs, values, "o-", ms=3, c=f"C{i}", label=model)
         ax.set_title(title.replace(": ", ":\n"), fontsize=9)
         ax.locator_params(axis="x", integer=True)
         ax.set_xlabel("epochs")

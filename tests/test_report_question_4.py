@@ -53,19 +53,22 @@ SAID = {  # page, a sentence with {} for each number: the numbers by results.jso
         max(constructions(0.01)),
     ],
     ("REPORT.md", "two integrals, was at most {} nats"): [identity()],
-    ("REPORT.md", "By sympy, exactly: {} different steps"): [len(steps())],
-    ("REPORT.md", "non_gaussian_case.py --json # {} s, {} of them of one core"): [
+    ("REPORT.md", "Sympy checks {} steps"): [len(steps())],
+    ("REPORT.md", "non_gaussian_case.py --json # {} s; {} s of processor time"): [
         FIRST["seconds"],
         FIRST["cpu_seconds"],
     ],
-    ("REPORT.md", "/gaussian_case.py --json # {} s, {}"): [SECOND["seconds"], SECOND["cpu_seconds"]],
+    ("REPORT.md", "/gaussian_case.py --json # {} s; {} s of processor time"): [
+        SECOND["seconds"],
+        SECOND["cpu_seconds"],
+    ],
     ("REPORT.md", "counterexample_2d.py --json # {} s"): [RUNS["prior_counterexample"]["seconds"]],
     ("prior_proofs/README.md", "the best encoder leaves a gap of {} nats"): [SIGN["gap"]],
     ("prior_proofs/README.md", "over all maps is {}, of which {} are the likelihood's"): [
         SIGN["smallest"],
         SIGN["likelihood_gap_of_smallest"],
     ],
-    ("prior_proofs/README.md", "{} different steps, each with"): [len(steps())],
+    ("prior_proofs/README.md", "Sympy checks {} steps"): [len(steps())],
     ("prior_proofs/README.md", "$g = 0.1$ the mixture's gap is {}, the best found {}."): [
         CONSTANT[0.1],
         free("mixture | normal", 0.1)["gap"],
