@@ -19,7 +19,8 @@ TEXT = re.sub(r"\s+", " ", (ROOT / "REPORT.md").read_text())
 PLAIN = {"1", "2", "3", "4", "8", "10", "20", "30", "64", "128", "1000", "1024", "3,072", "10,000", "50,000"}
 # of runs that are not in results.json, each beside its commit or command; then: read off a picture; the untrained
 # encoder with batch norm's statistics of training images; patch features themselves
-ELSEWHERE = {"41.6", "38.9", "36.9", "64.0", "46.1", "39.1"}
+ELSEWHERE = {"41.6", "38.9", "36.9", "64.0", "46.1", "39.1", "0.012"}
+ELSEWHERE |= {"0.77", "0.1", "0.13"}  # the last hundred log lines of vae_gan_128
 
 
 def of(model, key):
@@ -103,6 +104,26 @@ SENTENCES = [
               (after_10("vae_128", "fd_features_generation"), 0),
               (after_10("vae_patches", "fd_features_generation_expost"), 0),
               (after_10("vae_128", "fd_features_generation_expost"), 0)]),
+    (r"worse than after two, to ([\d.]+)\.", lambda: [(of("vae_gan_128", "mse"), 4)]),
+    (r"too \((\d+) against (\d+) by the classifier's features, ([\d.]+) against ([\d.]+) by ImageNet's\)",
+     lambda: [(fd("vae_gan_128", "generation_expost"), 0), (fd("vae_gan_128", "generation"), 0),
+              (imagenet("vae_gan_128", "generation_expost"), 1), (imagenet("vae_gan_128", "generation"), 1)]),
+    (r"Reconstructions have ([\d.]+) times the fine detail \(sharpness ([\d.]+) against ([\d.]+)\) and a squared error of "
+     r"([\d.]+) against ([\d.]+)\.",
+     lambda: [(of("vae_gan_128", "sharpness_reconstruction") / of("vae_128", "sharpness_reconstruction"), 1),
+              (of("vae_gan_128", "sharpness_reconstruction"), 2), (of("vae_128", "sharpness_reconstruction"), 2),
+              (of("vae_gan_128", "mse"), 4), (of("vae_128", "mse"), 4)]),
+    (r"Its KL is (\d+) nats against (\d+):", lambda: [(of("vae_gan_128", "kl"), 0), (of("vae_128", "kl"), 0)]),
+    (r"took ([\d,]+) steps of 64 images, the VAE ([\d,]+) of 128, and ([\d.]+) times as much processor time",
+     lambda: [(of("vae_gan_128", "step"), 0), (of("vae_128", "step"), 0),
+              (of("vae_gan_128", "cpu_seconds") / of("vae_128", "cpu_seconds"), 1)]),
+    (r"linear classifier reads ([\d.]+) %, ([\d.]+) points (?:less|more) than from the VAE's \(95 % interval ([\d.]+) to "
+     r"([\d.]+);",
+     lambda: [(probe("vae_gan_128"), 1), (abs(against("vae_gan_128", "difference")), 1),
+              *((abs(end), 1) for end in sorted(against("vae_gan_128", "interval"), key=abs))]),
+    (r"below the mean read ([\d.]+) % where the VAE's read ([\d.]+) %",
+     lambda: [(probe("vae_gan_128", "layer below mu"), 1), (probe("vae_128", "layer below mu"), 1)]),
+    (r"classifier's features RULERS", lambda: []),
 ]  # fmt: skip
 
 
