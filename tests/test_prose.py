@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNS = json.loads((ROOT / "results/results.json").read_text())["runs"]
 TEXT = re.sub(r"\s+", " ", (ROOT / "REPORT.md").read_text())
 # widths, image sizes, counts and settings, which no training changes
-PLAIN = {"1", "2", "3", "4", "8", "10", "20", "30", "64", "128", "1000", "1024", "3,072", "10,000", "50,000"}
+PLAIN = {"0", "1", "2", "3", "4", "8", "10", "20", "30", "64", "128", "1000", "1024", "3,072", "10,000", "50,000"}
 # of runs that are not in results.json, each beside its commit or command; then: read off a picture; the untrained
 # encoder with batch norm's statistics of training images; patch features themselves
-ELSEWHERE = {"41.6", "38.9", "36.9", "64.0", "46.1", "39.1", "0.012"}
+ELSEWHERE = {"41.6", "38.9", "36.9", "64.0", "46.1", "39.1", "0.012", "226", "233", "228", "218", "1,500"}
 ELSEWHERE |= {"0.77", "0.1", "0.13"}  # the last hundred log lines of vae_gan_128
 
 
@@ -55,6 +55,12 @@ def more(model, other, key):
 
 def per_class(name):
     return RUNS["probe_vae_128_seed_0"]["metrics"]["per_class"][name]
+
+
+def ratios(ruler):
+    """How many times farther away than the VAE-GAN's the VAE's images are, of each kind."""
+    kinds = ("reconstruction", "generation", "generation_expost")
+    return [ruler("vae_128", kind) / ruler("vae_gan_128", kind) for kind in kinds]
 
 
 def after_10(model, key):
@@ -108,7 +114,8 @@ SENTENCES = [
     (r"too \((\d+) against (\d+) by the classifier's features, ([\d.]+) against ([\d.]+) by ImageNet's\)",
      lambda: [(fd("vae_gan_128", "generation_expost"), 0), (fd("vae_gan_128", "generation"), 0),
               (imagenet("vae_gan_128", "generation_expost"), 1), (imagenet("vae_gan_128", "generation"), 1)]),
-    (r"Reconstructions have ([\d.]+) times the fine detail \(sharpness ([\d.]+) against ([\d.]+)\) and a squared error of "
+    (r"Reconstructions have ([\d.]+) times the fine detail \(sharpness ([\d.]+) against ([\d.]+)\) and a "
+     r"squared error of "
      r"([\d.]+) against ([\d.]+)\.",
      lambda: [(of("vae_gan_128", "sharpness_reconstruction") / of("vae_128", "sharpness_reconstruction"), 1),
               (of("vae_gan_128", "sharpness_reconstruction"), 2), (of("vae_128", "sharpness_reconstruction"), 2),
@@ -117,13 +124,21 @@ SENTENCES = [
     (r"took ([\d,]+) steps of 64 images, the VAE ([\d,]+) of 128, and ([\d.]+) times as much processor time",
      lambda: [(of("vae_gan_128", "step"), 0), (of("vae_128", "step"), 0),
               (of("vae_gan_128", "cpu_seconds") / of("vae_128", "cpu_seconds"), 1)]),
-    (r"linear classifier reads ([\d.]+) %, ([\d.]+) points (?:less|more) than from the VAE's \(95 % interval ([\d.]+) to "
+    (r"linear classifier reads ([\d.]+) %, ([\d.]+) points (?:less|more) than from the VAE's \(95 % interval "
+     r"([\d.]+) to "
      r"([\d.]+);",
      lambda: [(probe("vae_gan_128"), 1), (abs(against("vae_gan_128", "difference")), 1),
               *((abs(end), 1) for end in sorted(against("vae_gan_128", "interval"), key=abs))]),
     (r"below the mean read ([\d.]+) % where the VAE's read ([\d.]+) %",
      lambda: [(probe("vae_gan_128", "layer below mu"), 1), (probe("vae_128", "layer below mu"), 1)]),
-    (r"classifier's features RULERS", lambda: []),
+    (r"Reconstructions are at (\d+) where the VAE's are at (\d+) by the classifier's features, and at ([\d.]+) against "
+     r"([\d.]+) by ImageNet's, which have never seen CIFAR-10; samples from N\(0, I\) at (\d+) against (\d+) "
+     r"and ([\d.]+) "
+     r"against ([\d.]+); ex-post samples at (\d+) against (\d+) and ([\d.]+) against ([\d.]+)\.",
+     lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation", "generation_expost")
+              for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_128", "vae_128")]),
+    (r"factors of ([\d.]+) to ([\d.]+), ImageNet's network by ([\d.]+) to ([\d.]+)\.",
+     lambda: [(end(ratios(ruler)), 1) for ruler in (fd, imagenet) for end in (min, max)]),
 ]  # fmt: skip
 
 
