@@ -86,19 +86,28 @@ def gan_terms(real, hat, p):
     return F.logsigmoid(real) + F.logsigmoid(-hat) + F.logsigmoid(-p)
 
 
+def players(vae, discriminator, head):
+    """The parameters that each player descends; `head` goes with the encoder."""
+    return {
+        "encoder": [*vae.encoder.parameters(), *head.parameters()],
+        "decoder": list(vae.decoder.parameters()),
+        "discriminator": list(discriminator.parameters()),
+    }
+
+
 def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
     """One pass of Algorithm 1 up to its updates.
 
     x: (B, 3, 32, 32), eps and z_p: (B, Z) standard normal, rows: (B,) which training images x are; args: gamma,
     precision, and `patches`, the weight of the likelihood by patches.Head, which encoder and head alone receive
-    -> {player: the gradients to descend, in the order of its parameters()}, {name: what was measured of the batch}
+    -> {player: the gradients to descend, in the order of `players`}, {name: what was measured of the batch}
 
     Nothing is computed twice. Forward: the encoder once, the decoder once a kind of z, the discriminator once a kind of
     image. Backward: once through the discriminator for all of L_GAN, once from its layer l to x_hat, once through the
     decoder to z without its weights, once to its weights, once through the encoder. The graph is cut at z and at the
     images: across a cut passes only what is handed over below.
     """
-    grad = torch.autograd.grad
+    grad, own = torch.autograd.grad, players(vae, discriminator, head)
     with devices.autocast(x.device, args.precision):
         mu, logvar = vae.encoder(x)  # Z <- Enc(X)
         mu, logvar = mu.to(x.dtype), logvar.to(x.dtype)  # under autocast the networks answer in bfloat16
@@ -118,7 +127,7 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
 
     # discriminator: L_GAN alone
     (like_hat,) = grad(feature_nll, hat_cut, retain_graph=True)
-    *to_discriminator, gan_hat, gan_p = grad(-l_gan, [*discriminator.parameters(), hat_cut, p_cut])
+    *to_discriminator, gan_hat, gan_p = grad(-l_gan, [*own["discriminator"], hat_cut, p_cut])
     # decoder: it climbs log Dis(fake), not -log(1 - Dis(fake)). Without batch norm in the discriminator an image's
     # gradient is that of its own logit times a number, so the one loss's is the other's times -(1 - Dis) / Dis, which
     # is -exp(-logit). Beyond 60 float32 could not hold the two factors.
@@ -131,8 +140,8 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
         direct = kl + args.patches * patch_nll
     (like_z,) = grad(x_hat, z_cut, like_hat, retain_graph=True)
     gradients = {
-        "encoder": grad((direct, z), [*vae.encoder.parameters(), *head.parameters()], (None, like_z)),
-        "decoder": grad((x_hat, x_p), list(vae.decoder.parameters()), (args.gamma * like_hat + gan_hat, gan_p)),
+        "encoder": grad((direct, z), own["encoder"], (None, like_z)),
+        "decoder": grad((x_hat, x_p), own["decoder"], (args.gamma * like_hat + gan_hat, gan_p)),
         "discriminator": to_discriminator,
     }
     numbers = {
@@ -151,15 +160,6 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
 
 
 # --- training -----------------------------------------------------------------------------------------------------
-
-
-def players(vae, discriminator, head):
-    """The parameters that each player descends; `head` goes with the encoder."""
-    return {
-        "encoder": [*vae.encoder.parameters(), *head.parameters()],
-        "decoder": list(vae.decoder.parameters()),
-        "discriminator": list(discriminator.parameters()),
-    }
 
 
 def make_update(vae, average, discriminator, head, optimizers, images, args):

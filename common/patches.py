@@ -104,7 +104,7 @@ class Head(nn.Module):
         self.linear = nn.Linear(latent_dim, DIMS).to(images.device)
         t = torch.zeros(len(images), DIMS, device=images.device)
         if learn and ranks.is_main():
-            print(f"patches: learning {DIMS} features of {len(images)} images, on a CPU a second for each thousand")
+            print(f"patches: learning {DIMS} features of {len(images)} images; on a CPU 50,000 take a minute or two")
             t = targets(images, devices.generator("cpu", seed, "patches"))
         ranks.broadcast(t)
         self.register_buffer("t", t)

@@ -45,6 +45,11 @@ def no_figures(monkeypatch):
 
 
 @pytest.fixture
+def few_filters(monkeypatch):
+    helpers.few_filters(monkeypatch)
+
+
+@pytest.fixture
 def small_networks(monkeypatch):
     """Encoder, decoder and discriminator with next to no arithmetic."""
     helpers.small_networks(monkeypatch)

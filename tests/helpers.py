@@ -82,6 +82,11 @@ def small_networks(patch):
     patch.setattr(vae_gan, "Discriminator", SmallDiscriminator)
 
 
+def few_filters(patch):
+    """For what does not depend on their number: most of the time goes into the 2,400 columns that 300 filters make."""
+    patch.setattr(patches, "FILTERS", 20)
+
+
 def quickly(patch):
     """No drawing, small networks of images, few filters of patches, and measurements of wgan_gp.py too small to mean
     anything: each takes longer than a few steps."""
@@ -89,7 +94,7 @@ def quickly(patch):
     patch.setattr(two_gaussians, "N_STATISTICS", 100)
     patch.setattr(wgan_gp, "N_PLOT", 40)
     patch.setattr(wgan_gp, "DRAWS", 2)
-    patch.setattr(patches, "FILTERS", 20)
+    few_filters(patch)
     no_figures(patch)
     small_networks(patch)
 

@@ -10,12 +10,7 @@ import torch
 from helpers import checkpoint, log, same
 from test_vae import train
 
-from common import devices, patches
-
-
-@pytest.fixture
-def few_filters(monkeypatch):
-    monkeypatch.setattr(patches, "FILTERS", 20)  # most of the time goes into the 2,400 columns of 300
+from common import devices, patches, ranks
 
 
 def noise(n=40, seed=0):
@@ -97,6 +92,20 @@ def test_the_likelihood_is_its_formula_and_takes_the_right_images(few_filters):
     (left_out,) = torch.autograd.grad(head.nll(mu, rows).mean(), head.linear.weight)
     (whole,) = torch.autograd.grad(patches.DIMS / 2 * torch.log(sigma2), head.linear.weight)
     torch.testing.assert_close(left_out, whole, rtol=1e-4, atol=1e-5)
+
+
+def test_another_rank_takes_the_first_ones_targets_and_the_variance_is_that_of_all_ranks(few_filters, monkeypatch):
+    first = patches.Head(5, noise(30), seed=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(ranks, "is_main", lambda: False)
+        patch.setattr(ranks, "broadcast", lambda tensor: tensor.copy_(first.t))
+        patch.delattr(patches, "targets")
+        assert torch.equal(patches.Head(5, noise(30, seed=1), seed=0).t, first.t)
+    mu, rows = torch.randn(7, 5), torch.arange(7)
+    error = first.t[rows] - first.linear(mu)
+    monkeypatch.setattr(ranks, "all_reduce_mean", lambda sigma2: sigma2.fill_(2.0))
+    wanted = error.square().sum(1) / 4 + patches.DIMS / 2 * math.log(4 * math.pi)
+    torch.testing.assert_close(first.nll(mu, rows), wanted, rtol=1e-5, atol=1e-3)
 
 
 def test_the_targets_come_back_with_the_state(few_filters):

@@ -75,7 +75,7 @@ def test_training_under_torchrun_writes_one_run(in_tmp, image_folder, script, fl
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("bits_per_dim") == 1
     assert checkpoint(script)["step"] == 2  # 60 images in global batches of 30
-    if "--patches" in flags:  # both ranks have learned towards the targets of the first
+    if "--patches" in flags:
         assert checkpoint(script)["head"]["t"].var(0, unbiased=False).max() == pytest.approx(1, abs=0.001)
 
 

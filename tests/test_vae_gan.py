@@ -143,8 +143,7 @@ def test_gamma_moves_the_decoder_alone(game):
     assert all(p.grad is None for m in game[:2] for p in m.parameters())  # nothing is left behind
 
 
-def test_the_likelihood_of_patches_moves_the_encoder_and_its_head_alone(game, monkeypatch):
-    monkeypatch.setattr(patches, "FILTERS", 20)
+def test_the_likelihood_of_patches_moves_the_encoder_and_its_head_alone(game, few_filters):
     model, _, x, _, _ = game
     images = torch.randint(0, 256, (30, 3, 32, 32), device=x.device, dtype=torch.uint8)
     head, rows = patches.Head(3, images, seed=0).double(), torch.tensor([4, 1, 20, 7], device=x.device)
