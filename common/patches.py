@@ -4,12 +4,12 @@ Papers: Coates, Ng & Lee 2011, "An analysis of single-layer networks in unsuperv
 patches, whitening and pooling; Coates & Ng 2011, "The importance of encoding versus training with sparse coding and
 vector quantization" (ICML), for the spherical k-means (there: OMP-1) and the soft threshold on both signs.
 
-    head = patches.Head(latent_dim, images, seed)      # learns the features, (N, 128), of these images
+    head = patches.Head(latent_dim, images, seed)      # learns the features, (N, 64), of these images
     value = head.nll(mu, rows)                         # (B,) in nats, to be weighted and averaged
 
 How strongly an image shows each of 600 small patterns, on average over each of its quarters, says more about what it
 shows than its pixels do. Not theirs: an image and its mirror image share their features, the mean of both, since
-training shows either; and what counts is the first 128 principal components, each scaled to variance 1.
+training shows either; and what counts is the first 64 principal components, each scaled to variance 1.
 """
 
 import math
@@ -23,7 +23,7 @@ from common import devices, ranks
 SIZE, STRIDE = 6, 2  # of the patches, in pixels
 FILTERS = 300  # means of k-means; each counts with both signs
 THRESHOLD = 0.25  # a pattern that is weaker is not there
-DIMS = 128  # principal components
+DIMS = 64  # principal components
 LEARNED_FROM = 4000  # images, whose patches are all learned from
 
 
