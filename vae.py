@@ -5,7 +5,7 @@ Papers: Kingma & Welling 2014 (arXiv 1312.6114); the decoder's variance after Ry
     python vae.py --epochs 50                        # CIFAR-10 in data/ or downloaded there; CUDA where there is one
     python vae.py --data shapes --limit 10000 --epochs 4             # built-in data, minutes on a CPU
     torchrun --nproc-per-node=2 vae.py --epochs 50   # same global batch on two GPUs (or CPU processes)
-    python vae.py --epochs 50 --patches 30           # codes that tell a linear classifier more: common/patches.py
+    python vae.py --epochs 50 --patches 15           # codes that tell a linear classifier more: common/patches.py
     python vae.py --name vae --resume                # go on after Ctrl-C or a crash; --eval-only measures again
     python vae.py --name vae --sample 10000 --prior expost           # PNG files in runs/vae/samples-expost/
 

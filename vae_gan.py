@@ -7,7 +7,7 @@ Paper: Larsen, Sonderby, Larochelle & Winther 2016 (arXiv 1512.09300), Algorithm
     torchrun --nproc-per-node=2 vae_gan.py --epochs 50               # same global batch on two GPUs (or CPU processes)
     python vae_gan.py --resume                       # go on after Ctrl-C or a crash; --eval-only measures again
     python vae_gan.py --eval-only --compare runs/vae # beside a run of vae.py: comparison.png
-    python vae_gan.py --epochs 50 --patches 30       # codes that tell a linear classifier more: common/patches.py
+    python vae_gan.py --epochs 50 --patches 40       # codes that tell a linear classifier more: common/patches.py
 
 Symbols: x image, z ~ q(z|x) its code, x_hat = Dec(z) its reconstruction (the paper's x tilde), z_p ~ N(0, I) and
 x_p = Dec(z_p) a sample, Dis(x) the probability that x is real, as a logit, Dis_l(x) the features of its layer l.
