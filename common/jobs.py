@@ -20,7 +20,7 @@ WAIT = 0.2  # seconds between looks at what runs
 
 @dataclass(frozen=True)
 class Part:
-    """`command`, as a person types it, leaves runs/FOLDER/metrics.json; one without --name prints its numbers."""
+    """`command`, as a person types it, leaves runs/FOLDER/metrics.json."""
 
     name: str
     command: str
@@ -97,14 +97,11 @@ class Job:
         return lines[-1].strip() if lines else ""
 
     def conclude(self, parts):
-        """Note down what it took, and what it printed instead of leaving files. -> why it failed, or None."""
+        """Note down what it took. -> why it failed, or None."""
         part, code = self.part, self.process.returncode
         runs.write_json(self.note, {"seconds": self.earlier + self.seconds()})
         if code:
             return self.last() or f"exit status {code}"
-        if "--name" not in part.command:
-            runs.write_json(part / "args.json", {"command": part.command, **runs.versions("cpu")})
-            runs.write_bytes(part / "metrics.json", b"{\n" + self.out.read_bytes().rpartition(b"\n{\n")[2])
         if not part.finished(parts):
             return f"it ended well but left no such {'distances' if part.rulers else 'metrics.json'}"
 

@@ -13,9 +13,9 @@ and x as the latent, the data are N(0, 1), the prior is p_d, and Theorem B fails
 encoder covariance. README.md, section 7, has the proof that constant or diagonal covariances cannot do this.
 """
 
-import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,12 +99,18 @@ def expectations(nodes):
     }
 
 
-def main(argv=None):
+def parse_args(argv=None):
     parser = runs.Parser(__doc__)
+    parser.add_argument("--name", type=runs.run_name, default="counterexample_2d", help="results go to runs/NAME")
     parser.add_argument("--nodes", type=runs.number(int, 8, 160), default=120, help="Gauss-Hermite nodes per axis")
     parser.add_argument("--slip", choices=[step.__name__ for step in STEPS], help="spoil this step: it must FAIL")
-    parser.add_argument("--json", action="store_true", help="print the numbers as JSON, at the end")
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv=None):
+    args, began = parse_args(argv), time.time()
+    folder = runs.Run(args, "prior_proofs/counterexample_2d.py", argv)
+    folder.begin()
     print(__doc__.split("\n\n", 2)[2])
     checks = walk(STEPS, args.slip, "counterexample_2d")
     fine, coarse = expectations(args.nodes), expectations(args.nodes // 2)
@@ -114,8 +120,9 @@ def main(argv=None):
             f"\n  {claim}: L = {found['elbo']:.10f}, -H = {-found['entropy']:.10f} +- {found['error']:.0e}, "
             f"gap = {found['gap']:.1e} nats"
         )
-    if args.json:
-        print(json.dumps({**fine, "checks": checks}, indent=2))
+    record = {**fine, "checks": checks, "seconds": round(time.time() - began, 1)}
+    runs.write_json(folder / "metrics.json", record)
+    print(f"\n  numbers: {folder / 'metrics.json'}; {record['seconds']} s")
     if not (all(checks.values()) and all(math.isclose(found["gap"], 0, abs_tol=1e-10) for found in fine.values())):
         sys.exit(1)
 

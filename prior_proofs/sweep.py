@@ -1,6 +1,5 @@
 """The numerical half of gaussian_case.py and non_gaussian_case.py: flags, gaps over floors, the table on the screen."""
 
-import contextlib
 import json
 import sys
 import time
@@ -47,7 +46,6 @@ def parse_args(doc, name, steps, argv=None):
                         help="of the encoder's splines, at most: doubled until the gap settles")  # fmt: skip
     parser.add_argument("--proof-only", action="store_true", help="leave the numerical part away")
     parser.add_argument("--slip", choices=[step.__name__ for step in steps], help="spoil this step: it must FAIL")
-    parser.add_argument("--json", action="store_true", help="the numbers as JSON on stdout, everything else on stderr")
     return parser.parse_args(argv)
 
 
@@ -176,37 +174,34 @@ def run(args, script, theorem, steps, cases, control, title, figure, shown, loss
 
     shown: (case, floors) of the maps in the figure; losses: (file name, floors) of the second figure, if any.
     """
-    with contextlib.redirect_stdout(sys.stderr) if args.json else contextlib.nullcontext():
-        began, used = time.time(), time.process_time()
-        folder = runs.Run(args, script)
-        folder.begin()
-        print(theorem)
-        checks = walk(steps, args.slip, script.rpartition("/")[2].removesuffix(".py"))
-        proved = all(checks.values())
-        print(f"\n  {sum(checks.values())} of {len(checks)} steps PASS")
-        record = {"script": script, "checks": checks}
-        if proved and not args.proof_only:
-            measured, kept, alone = measure(cases, control, args.floors, args.knots, shown, extra)
-            record |= measured
-            table(record)
-            for name in measured.keys() - {"affine", "free", "construction"}:
-                print(f"  {name}: {json.dumps(record[name])}")
-            pair = load(shown[0])
-            views = {floor: (best, figures.View(*pair, best)) for floor, best in kept.items()}
+    began, used = time.time(), time.process_time()
+    folder = runs.Run(args, script)
+    folder.begin()
+    print(theorem)
+    checks = walk(steps, args.slip, script.rpartition("/")[2].removesuffix(".py"))
+    proved = all(checks.values())
+    print(f"\n  {sum(checks.values())} of {len(checks)} steps PASS")
+    record = {"script": script, "checks": checks}
+    if proved and not args.proof_only:
+        measured, kept, alone = measure(cases, control, args.floors, args.knots, shown, extra)
+        record |= measured
+        table(record)
+        for name in measured.keys() - {"affine", "free", "construction"}:
+            print(f"  {name}: {json.dumps(record[name])}")
+        pair = load(shown[0])
+        views = {floor: (best, figures.View(*pair, best)) for floor, best in kept.items()}
 
-            def some(wanted):
-                return {floor: views[floor] for floor in wanted if floor in views} or dict([*views.items()][:1])
+        def some(wanted):
+            return {floor: views[floor] for floor in wanted if floor in views} or dict([*views.items()][:1])
 
-            figures.draw(folder / figure, title, cases, control, record, (shown[0], some(shown[1])))
-            print(f"\n  figure: {folder / figure}")
-            if losses:
-                figures.draw_losses(folder / losses[0], shown[0].label, some(losses[1]), alone)
-                print(f"  figure: {folder / losses[0]}")
-        record |= {"seconds": round(time.time() - began, 1), "cpu_seconds": round(time.process_time() - used, 1)}
-        record |= runs.versions("cpu")
-        runs.write_json(folder / "metrics.json", record)
-        print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s, {record['cpu_seconds']} s of one core")
-    if args.json:
-        print(json.dumps(record, indent=2))
+        figures.draw(folder / figure, title, cases, control, record, (shown[0], some(shown[1])))
+        print(f"\n  figure: {folder / figure}")
+        if losses:
+            figures.draw_losses(folder / losses[0], shown[0].label, some(losses[1]), alone)
+            print(f"  figure: {folder / losses[0]}")
+    record |= {"seconds": round(time.time() - began, 1), "cpu_seconds": round(time.process_time() - used, 1)}
+    record |= runs.versions("cpu")
+    runs.write_json(folder / "metrics.json", record)
+    print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s, {record['cpu_seconds']} s of one core")
     if not proved:
         sys.exit(1)

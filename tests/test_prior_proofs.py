@@ -431,10 +431,16 @@ def script(folder, *words):
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
 
 
-def test_exit_status_says_whether_the_proof_holds(tmp_path, capsys):
+def metrics(name):
+    return json.loads((runs.ROOT / name / "metrics.json").read_text())
+
+
+def test_exit_status_says_whether_the_proof_holds(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     counterexample_2d.main(["--nodes", "40"])  # raises SystemExit when a step fails
     assert "FAIL" not in capsys.readouterr().out
-    spoilt = script(tmp_path, "counterexample_2d.py", "--nodes", "40", "--slip", "mirror")
+    assert all(metrics("counterexample_2d")["checks"].values())
+    spoilt = script(tmp_path, "counterexample_2d.py", "--name", "spoilt", "--nodes", "40", "--slip", "mirror")
     assert spoilt.returncode == 1
     assert spoilt.stdout.count("FAIL") == 1
     with pytest.raises(runs.UserError, match="--nodes"):
@@ -445,10 +451,9 @@ def test_exit_status_says_whether_the_proof_holds(tmp_path, capsys):
 def test_script_proves_only_or_fails_when_spoilt(module, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, "STEPS", module.STEPS[-2:])  # the others have their own test
-    module.main(["--proof-only", "--json"])
+    module.main(["--proof-only", "--name", "proof"])
     name = module.__name__.rpartition(".")[2]
-    steps = {f"{name}.{step.__name__}": True for step in module.STEPS}
-    assert json.loads(capsys.readouterr().out)["checks"] == steps
+    assert metrics("proof")["checks"] == {f"{name}.{step.__name__}": True for step in module.STEPS}
     with pytest.raises(SystemExit) as stop:
         module.main(["--proof-only", "--slip", module.STEPS[-1].__name__])
     assert stop.value.code == 1
@@ -460,9 +465,9 @@ def test_script_proves_only_or_fails_when_spoilt(module, tmp_path, monkeypatch, 
     "name, folder", [("gaussian_case", "prior_gaussian"), ("non_gaussian_case", "prior_non_gaussian")]
 )
 def test_whole_script(name, folder, tmp_path):
-    done = script(tmp_path, f"{name}.py", "--floors", "0.4", "0.3", "0.2", "--knots", "33", "--json")
+    done = script(tmp_path, f"{name}.py", "--floors", "0.4", "0.3", "0.2", "--knots", "33")
     assert done.returncode == 0, done.stderr
-    record = json.loads(done.stdout)
+    record = json.loads((tmp_path / "runs" / folder / "metrics.json").read_text())
     assert all(record["checks"].values())
     for key, rows in record["free"].items():
         gaps = [row["gap"] for row in rows]
@@ -475,4 +480,3 @@ def test_whole_script(name, folder, tmp_path):
             assert row["decoder_alone"]["least"] - 1e-9 <= row["likelihood_gap"] <= row["gap"] + row["error"]
             assert row["decoder_alone"]["exact"] or key.endswith("| normal")
     assert (tmp_path / "runs" / folder / f"{name}.png").stat().st_size < 300_000
-    assert json.loads((tmp_path / "runs" / folder / "metrics.json").read_text()) == record

@@ -54,15 +54,15 @@ SAID = {  # page, a sentence with {} for each number: the numbers by results.jso
     ],
     ("REPORT.md", "two integrals, was at most {} nats"): [identity()],
     ("REPORT.md", "Sympy checks {} steps"): [len(steps())],
-    ("REPORT.md", "non_gaussian_case.py --json # {} s; {} s of processor time"): [
+    ("REPORT.md", "non_gaussian_case.py # {} s; {} s of processor time"): [
         FIRST["seconds"],
         FIRST["cpu_seconds"],
     ],
-    ("REPORT.md", "/gaussian_case.py --json # {} s; {} s of processor time"): [
+    ("REPORT.md", "/gaussian_case.py # {} s; {} s of processor time"): [
         SECOND["seconds"],
         SECOND["cpu_seconds"],
     ],
-    ("REPORT.md", "counterexample_2d.py --json # {} s"): [RUNS["prior_counterexample"]["seconds"]],
+    ("REPORT.md", "counterexample_2d.py # {} s"): [RUNS["prior_counterexample"]["seconds"]],
     ("prior_proofs/README.md", "the best encoder leaves a gap of {} nats"): [SIGN["gap"]],
     ("prior_proofs/README.md", "over all maps is {}, of which {} are the likelihood's"): [
         SIGN["smallest"],
