@@ -145,7 +145,10 @@ def descend(data, prior, floor, spline, start):
     value, width = honest(best), 4.0
     for _ in range(8):
         m0, log_v0 = best[0](spline.x), np.log(best[1](spline.x))
-        grid = Grid(data, prior, *best, floor, width=width)
+        try:
+            grid = Grid(data, prior, *best, floor, width=width)
+        except UserError:  # too large a grid; where that is so at the first width, too, `evaluate` refuses the start
+            break
         matrix = spline.matrix(grid.x)
         # unknowns scaled by spread and probability at their knot, so that all matter alike
         scale = 1 / np.sqrt(matrix.T**2 @ grid.weight + 1e-6)
