@@ -198,7 +198,11 @@ def write_results(parts, args):
     shown = runs.read_json(PUBLIC / "results.json").get("settings", settings)
     here = PUBLIC if shown == settings and not args.quick else args.work
     done = finished(parts)
-    results = collect(parts, done, args.work, settings, runs.read_json(here / "results.json"))
+    old = runs.read_json(here / "results.json")
+    results = collect(parts, done, args.work, settings, old)
+    gone = old.get("runs", {}).keys() - results["runs"].keys()
+    if gone:
+        say(f"made with other settings or commands, these leave {here}/results.json: {', '.join(sorted(gone))}")
     made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)

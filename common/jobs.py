@@ -41,7 +41,7 @@ class Part:
     def finished(self, parts):
         """Whether its metrics.json is there, made with its flags and later than what it needs."""
         metrics = runs.read_json(self / "metrics.json")
-        needed = [self / "args.json", self / "checkpoint.pt", *map(Path, (self.rulers or {}).values())]
+        needed = [self / "checkpoint.pt", *map(Path, (self.rulers or {}).values())]
         needed += [parts[name] / "checkpoint.pt" for name in self.needs]
         newest = max((file.stat().st_mtime for file in needed if file.exists()), default=0)
         if not metrics or newest > (self / "metrics.json").stat().st_mtime:

@@ -613,13 +613,14 @@ def test_the_pages_tables_are_those_of_the_results(page, shown):
     assert set(re.findall("<!-- table: (\\S+) -->", text)) == shown and set(made) == set(PAGES)
 
 
-def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes):
+def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes, capsys):
     main("--only", "a")
     old = json.loads(Path("results/results.json").read_text())
     old["runs"] |= {"z_seed_4": run({}), "c": run({}, command="python another.py")}
     Path("results/results.json").write_text(json.dumps(old))
     main("--only", "a")
     assert list(json.loads(Path("results/results.json").read_text())["runs"]) == ["a", "z_seed_4"]
+    assert "commands, these leave results/results.json: c\n" in capsys.readouterr().err
 
 
 def test_results_made_with_other_settings_are_not_touched(fakes, capsys):
