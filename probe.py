@@ -298,6 +298,7 @@ def main(argv=None):
         if (run / "checkpoint.pt").exists():
             raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
         run.write_args()
+        (run / "metrics.json").unlink(missing_ok=True)  # an earlier probe's, perhaps with other flags
         found, predicted = probe(args, model, split, classes)
     names, truth = split.classes, split.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}

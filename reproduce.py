@@ -26,7 +26,7 @@ import re
 import sys
 from pathlib import Path
 
-from common import inception, pictures, runs, tables
+from common import inception, jobs, pictures, runs, tables
 from common.jobs import Part, Queue, say
 from common.tables import MISSING
 
@@ -124,7 +124,9 @@ def table(args, rulers):
     quickest = {ruler: features for ruler, features in rulers.items() if ruler == "fd_features"}
     for kind, spec in tables.MODELS.items():
         for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
-            if re.search(r"-epoch\d+$", copy.name):  # not one moved aside
+            made = runs.read_json(copy / "args.json").get("command", "")
+            same = jobs.flags(spec.flags).items() <= jobs.flags(made).items()  # as the model has today
+            if same and re.search(r"-epoch\d+$", copy.name):  # and not one moved aside
                 model = copy.name.removeprefix(prefix)
                 measure(model, spec.script, ("classifier",), quickest)
                 probe(model, (f"measure_{model}",), "--seed 0")
@@ -168,7 +170,8 @@ def collect(parts, done, notes, settings, old):
     there, whose runs stay if settings and command are the same.
     """
     found = old.get("runs", {}) if old.get("settings") == settings else {}
-    found = {name: run for name, run in found.items() if name not in parts or run["command"] == parts[name].command}
+    other = {name for name, run in found.items() if name in parts and run["command"] != parts[name].command}
+    found = {name: run for name, run in found.items() if re.sub(r"^probe_|-epoch\d+$", "", name) not in other}
     for name, part in done.items():
         run = name.removeprefix("measure_")
         if run != name and run in parts:
@@ -202,7 +205,7 @@ def write_results(parts, args):
     results = collect(parts, done, args.work, settings, old)
     gone = old.get("runs", {}).keys() - results["runs"].keys()
     if gone:
-        say(f"made with other settings or commands, these leave {here}/results.json: {', '.join(sorted(gone))}")
+        say(f"dropped from {here}/results.json, for their commands are others now: {', '.join(sorted(gone))}")
     made = tables.tables(results)
     text = "\n\n".join(f"## {name}\n\n{content}" for name, content in made.items()) + "\n"
     runs.write_json(here / "results.json", results)

@@ -101,7 +101,7 @@ def expectations(nodes):
 
 def parse_args(argv=None):
     parser = runs.Parser(__doc__)
-    parser.add_argument("--name", type=runs.run_name, default="counterexample_2d", help="results go to runs/NAME")
+    parser.add_argument("--name", type=runs.run_name, default="prior_counterexample", help="results go to runs/NAME")
     parser.add_argument("--nodes", type=runs.number(int, 8, 160), default=120, help="Gauss-Hermite nodes per axis")
     parser.add_argument("--slip", choices=[step.__name__ for step in STEPS], help="spoil this step: it must FAIL")
     return parser.parse_args(argv)
@@ -120,11 +120,11 @@ def main(argv=None):
             f"\n  {claim}: L = {found['elbo']:.10f}, -H = {-found['entropy']:.10f} +- {found['error']:.0e}, "
             f"gap = {found['gap']:.1e} nats"
         )
+    if not (all(checks.values()) and all(math.isclose(found["gap"], 0, abs_tol=1e-10) for found in fine.values())):
+        sys.exit(1)
     record = {**fine, "checks": checks, "seconds": round(time.time() - began, 1)}
     runs.write_json(folder / "metrics.json", record)
     print(f"\n  numbers: {folder / 'metrics.json'}; {record['seconds']} s")
-    if not (all(checks.values()) and all(math.isclose(found["gap"], 0, abs_tol=1e-10) for found in fine.values())):
-        sys.exit(1)
 
 
 if __name__ == "__main__":

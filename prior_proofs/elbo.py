@@ -137,7 +137,7 @@ def descend(data, prior, floor, spline, start):
     def honest(encoder):
         try:
             grid = Grid(data, prior, *encoder, floor, halve=True)
-        except UserError:  # no grid resolves it; a start of that kind is refused below
+        except UserError:  # no grid resolves it; `evaluate` refuses a start of that kind
             return -math.inf
         return elbo(grid, encoder[0](grid.x), encoder[1](grid.x), decoder)[0]
 
@@ -147,7 +147,7 @@ def descend(data, prior, floor, spline, start):
         m0, log_v0 = best[0](spline.x), np.log(best[1](spline.x))
         try:
             grid = Grid(data, prior, *best, floor, width=width)
-        except UserError:  # too large a grid; where that is so at the first width, too, `evaluate` refuses the start
+        except UserError:  # it would be too large: the encoder is as good as it gets
             break
         matrix = spline.matrix(grid.x)
         # unknowns scaled by spread and probability at their knot, so that all matter alike

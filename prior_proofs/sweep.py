@@ -179,10 +179,11 @@ def run(args, script, theorem, steps, cases, control, title, figure, shown, loss
     folder.begin()
     print(theorem)
     checks = walk(steps, args.slip, script.rpartition("/")[2].removesuffix(".py"))
-    proved = all(checks.values())
     print(f"\n  {sum(checks.values())} of {len(checks)} steps PASS")
-    record = {"script": script, "checks": checks}
-    if proved and not args.proof_only:
+    if not all(checks.values()):
+        sys.exit(1)
+    record = {"checks": checks}
+    if not args.proof_only:
         measured, kept, alone = measure(cases, control, args.floors, args.knots, shown, extra)
         record |= measured
         table(record)
@@ -200,8 +201,5 @@ def run(args, script, theorem, steps, cases, control, title, figure, shown, loss
             figures.draw_losses(folder / losses[0], shown[0].label, some(losses[1]), alone)
             print(f"  figure: {folder / losses[0]}")
     record |= {"seconds": round(time.time() - began, 1), "cpu_seconds": round(time.process_time() - used, 1)}
-    record |= runs.versions("cpu")
     runs.write_json(folder / "metrics.json", record)
     print(f"  numbers: {folder / 'metrics.json'}; {record['seconds']} s, {record['cpu_seconds']} s of one core")
-    if not proved:
-        sys.exit(1)

@@ -376,7 +376,7 @@ def test_a_finer_grid_that_would_be_too_large_ends_the_descent_with_what_it_has(
     spline, start = elbo.Spline.even(data, 21), elbo.transport_encoder(data, prior, 0.1)
     refused = []
 
-    def grid(*args, width=4.0, **options):
+    def grid(*args, width=4.0, **options):  # the first width, and what judges a step, have room
         if width < 4:
             refused.append(width)
             raise runs.UserError("too steep")
@@ -457,10 +457,10 @@ def test_exit_status_says_whether_the_proof_holds(tmp_path, monkeypatch, capsys)
     monkeypatch.chdir(tmp_path)
     counterexample_2d.main(["--nodes", "40"])  # raises SystemExit when a step fails
     assert "FAIL" not in capsys.readouterr().out
-    assert all(metrics("counterexample_2d")["checks"].values())
+    assert all(metrics("prior_counterexample")["checks"].values())
     spoilt = script(tmp_path, "counterexample_2d.py", "--name", "spoilt", "--nodes", "40", "--slip", "mirror")
     assert spoilt.returncode == 1
-    assert spoilt.stdout.count("FAIL") == 1
+    assert spoilt.stdout.count("FAIL") == 1 and not (runs.ROOT / "spoilt" / "metrics.json").exists()
     with pytest.raises(runs.UserError, match="--nodes"):
         counterexample_2d.main(["--nodes", "1"])
 
@@ -473,8 +473,8 @@ def test_script_proves_only_or_fails_when_spoilt(module, tmp_path, monkeypatch, 
     name = module.__name__.rpartition(".")[2]
     assert metrics("proof")["checks"] == {f"{name}.{step.__name__}": True for step in module.STEPS}
     with pytest.raises(SystemExit) as stop:
-        module.main(["--proof-only", "--slip", module.STEPS[-1].__name__])
-    assert stop.value.code == 1
+        module.main(["--proof-only", "--name", "spoilt", "--slip", module.STEPS[-1].__name__])
+    assert stop.value.code == 1 and not (runs.ROOT / "spoilt" / "metrics.json").exists()
     assert "FAIL" in capsys.readouterr().out
 
 

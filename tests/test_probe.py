@@ -6,6 +6,7 @@ pytest tests/test_probe.py
 import dataclasses
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -182,6 +183,16 @@ def test_baselines_are_measured_once_for_the_same_images(in_tmp, image_folder, m
     assert len(count) == 5 and metrics("vae-probe")["rows"]["raw pixels"] == first["raw pixels"]
     probe.main(["runs/vae", "--device", "cpu", "--holdout", "10"])
     assert len(count) == 9
+
+
+def test_a_probe_that_is_stopped_does_not_leave_an_earlier_ones_numbers(in_tmp, image_folder, monkeypatch):
+    untrained_vae("vae", image_folder)
+    probe.main(["runs/vae", "--device", "cpu"])
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(probe, "classify", Mock(side_effect=KeyboardInterrupt))
+        probe.main(["runs/vae", "--device", "cpu", "--layer"])
+    assert "--layer" in Path("runs/vae-probe/args.json").read_text()
+    assert not Path("runs/vae-probe/metrics.json").exists()
 
 
 def test_test_labels_reach_the_score_alone(in_tmp, image_folder, monkeypatch):
