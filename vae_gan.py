@@ -13,7 +13,7 @@ Symbols: x image, z ~ q(z|x) its code, x_hat = Dec(z) its reconstruction (the pa
 x_p = Dec(z_p) a sample, Dis(x) the probability that x is real, as a logit, Dis_l(x) the features of its layer l.
 
 The routing, which is the paper's and which ports often lose (the tests check each line):
-    encoder        <- KL(q(z|x) || p(z)) - log p(Dis_l(x)|z)         nothing from the GAN
+    encoder        <- KL(q(z|x) || p(z)) - log p(Dis_l(x)|z)         nothing from the GAN; --patches adds its term here
     decoder        <- gamma * -log p(Dis_l(x)|z) + L_GAN             nothing from the KL
     discriminator  <- -L_GAN                                         nothing from the likelihood
 These are losses to descend; L_GAN is what the discriminator gains (its sign in Algorithm 1 is the other way round).

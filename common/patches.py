@@ -4,7 +4,7 @@ Papers: Coates, Ng & Lee 2011, "An analysis of single-layer networks in unsuperv
 patches, whitening and pooling; Coates & Ng 2011, "The importance of encoding versus training with sparse coding and
 vector quantization" (ICML), for the spherical k-means (there: OMP-1) and the soft threshold on both signs.
 
-    head = patches.Head(latent_dim, images, seed)      # learns the features, (N, 64), of these images
+    head = patches.Head(latent_dim, images, seed)      # learns the features, (N, DIMS), of these images
     value = head.nll(mu, rows)                         # (B,) in nats, to be weighted and averaged
 
 How strongly an image shows each of 600 small patterns, on average over each of its quarters, says more about what it

@@ -12,11 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from common import patches, tables
+
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = json.loads((ROOT / "results/results.json").read_text())["runs"]
 TEXT = re.sub(r"\s+", " ", (ROOT / "REPORT.md").read_text())
 # widths, image sizes, counts and settings, which no training changes
-PLAIN = {"0", "1", "2", "3", "4", "5", "8", "10", "15", "20", "60", "64", "128", "1000", "1024", "10,000", "50,000"}
+PLAIN = {"0", "1", "2", "3", "4", "5", "8", "10", "15", "20", "60", "64", "128", "1000", "1024", "10,000"}
+PLAIN |= {"45,000", "50,000"}
 # of runs that are not in results.json, each beside its commit or command; then: read off a picture; the untrained
 # encoder with batch norm's statistics of training images; patch features themselves
 ELSEWHERE = {"41.6", "38.9", "36.9", "60.5", "46.1", "39.1", "0.012", "226", "233", "228", "218", "1,500"}
@@ -69,9 +72,19 @@ def dearer(after=""):
     return 100 * (mse("vae_patches", after) / mse("vae_128", after) - 1)
 
 
+def weight(model):
+    """Of --patches, of a model that has it."""
+    return float(re.search(r"--patches (\S+)", tables.MODELS[model].flags)[1])
+
+
 def gap_closed():
     plain = probe("vae_128")
     return 100 * (probe("vae_patches") - plain) / (accuracy("supervised_128", "supervised") - plain)
+
+
+@pytest.mark.parametrize(("script", "model"), [("vae.py", "vae_patches"), ("vae_gan.py", "vae_gan_patches")])
+def test_a_script_shows_the_weight_that_the_tables_have(script, model):
+    assert f"--epochs 50 --patches {weight(model):g} " in (ROOT / script).read_text()
 
 
 # (a sentence with a group for each number, the numbers as results.json gives them and their digits)
@@ -93,6 +106,8 @@ SENTENCES = [
     (r"reads as well as its mean \(([\d.]+) %\)", lambda: [(probe("vae_128", "z ~ q(z|x)"), 1)]),
     (r"are read best \((\d+) and (\d+) %\), birds and cats worst \((\d+) and (\d+) %\)",
      lambda: [(per_class("ship"), 0), (per_class("frog"), 0), (per_class("bird"), 0), (per_class("cat"), 0)]),
+    (r"Their first (\d+) principal components are the target", lambda: [(patches.DIMS, 0)]),
+    (r"-\\text{ELBO} - (\d+) \\log", lambda: [(weight("vae_patches"), 0)]),
     (r"mu reads ([\d.]+) % of the test images where the plain VAE's reads ([\d.]+) %: ([\d.]+) points more "
      r"\(95 % interval ([\d.]+) to ([\d.]+); one seed each\)\. That closes (\d+) % of the gap to the encoder trained "
      r"with labels \(([\d.]+) %\)\. The 1024 features below the mean read ([\d.]+) % instead of ([\d.]+) %",
@@ -107,11 +122,19 @@ SENTENCES = [
     (r"farther away by both rulers \((\d+) against (\d+), ([\d.]+) against ([\d.]+)\)",
      lambda: [(fd("vae_patches", "reconstruction"), 0), (fd("vae_128", "reconstruction"), 0),
               (imagenet("vae_patches", "reconstruction"), 1), (imagenet("vae_128", "reconstruction"), 1)]),
-    (r"nearer by the classifier's features \((\d+) against (\d+)\) and farther by ImageNet's \(([\d.]+) against "
-     r"([\d.]+)\), ex-post samples are at (\d+) against (\d+) and at ([\d.]+) against ([\d.]+)\.",
-     lambda: [(ruler(model, kind), digits) for kind in ("generation", "generation_expost")
-              for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_patches", "vae_128")]),
-    (r"worse than after two, to ([\d.]+)\.", lambda: [(of("vae_gan_128", "mse"), 4)]),
+    (r"N\(0, I\) are nearer \((\d+) against (\d+); kernel distance ([\d.]+) against ([\d.]+)\), and of ex-post "
+     r"samples the kernel distance says so, too \(([\d.]+) against ([\d.]+)\), while the Frechet distance hardly "
+     r"changes \((\d+) against (\d+)\)\. By ImageNet's features both are farther \(([\d.]+) against ([\d.]+), "
+     r"and ([\d.]+) against ([\d.]+)\)",
+     lambda: [(fd(model, kind), digits)
+              for kind, digits in (("generation", 0), ("generation_kid", 1), ("generation_expost_kid", 1),
+                                   ("generation_expost", 0))
+              for model in ("vae_patches", "vae_128")]
+     + [(imagenet(model, kind), 1) for kind in ("generation", "generation_expost")
+        for model in ("vae_patches", "vae_128")]),
+    (r"two points more than random features \(([\d.]+) %\)",
+     lambda: [(accuracy("probe_vae_128_seed_0", "untrained encoder"), 1)]),
+    (r"falls from 0\.012 after four epochs to ([\d.]+)\.", lambda: [(of("vae_gan_128", "mse"), 4)]),
     (r"too \((\d+) against (\d+) by the classifier's features, ([\d.]+) against ([\d.]+) by ImageNet's\)",
      lambda: [(fd("vae_gan_128", "generation_expost"), 0), (fd("vae_gan_128", "generation"), 0),
               (imagenet("vae_gan_128", "generation_expost"), 1), (imagenet("vae_gan_128", "generation"), 1)]),
