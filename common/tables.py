@@ -83,7 +83,7 @@ DETAILS = {
 }
 ACCURACY = {"linear accuracy, %": ("mu", ".2f")}
 PROBED = {
-    "mu, %": ("mu", ".2f"),
+    "mu, or what the row names, %": ("mu", ".2f"),
     "95 % interval, first seed": ("mu interval", ""),
     "sample of q(z\\|x), %": ("z ~ q(z|x)", ".2f"),
     "layer below, %": ("layer below mu", ".2f"),
@@ -92,7 +92,7 @@ PROBED = {
 REFERENCES = {  # title: kind of run, row of its metrics
     "reference: trained with labels, 128 dimensions": ("supervised_128", "supervised"),
     "reference: trained with labels, 64 dimensions": ("supervised_64", "supervised"),
-    "its mu, frozen (128)": ("probe_supervised_128", "mu"),
+    "mu of the encoder trained with labels, frozen, 128": ("probe_supervised_128", "mu"),
     "baseline: raw pixels": ("probe_vae_128", "raw pixels"),
     "baseline: principal components, 128": ("probe_vae_128", "principal components"),
     "baseline: untrained encoder, 128": ("probe_vae_128", "untrained encoder"),
