@@ -19,10 +19,10 @@ RUNS = json.loads((ROOT / "results/results.json").read_text())["runs"]
 TEXT = re.sub(r"\s+", " ", (ROOT / "REPORT.md").read_text())
 # widths, image sizes, counts and settings, which no training changes
 PLAIN = {"0", "1", "2", "3", "4", "5", "8", "10", "15", "20", "60", "64", "128", "1000", "1024", "10,000"}
-PLAIN |= {"45,000", "50,000"}
+PLAIN |= {"40", "3,072", "8,192", "45,000", "50,000"}
 # of runs that are not in results.json, each beside its commit or command; then: read off a picture; the untrained
 # encoder with batch norm's statistics of training images; patch features themselves
-ELSEWHERE = {"41.6", "38.9", "36.9", "60.5", "46.1", "39.1", "0.012", "226", "233", "228", "218", "1,500"}
+ELSEWHERE = {"41.6", "36.9", "60.5", "39.1", "0.012", "226", "233", "228", "218", "1,500"}
 ELSEWHERE |= {"0.77", "0.1", "0.13"}  # the last hundred log lines of vae_gan_128
 ELSEWHERE |= {"9", "3230", "3190"}  # the log of vae_patches: 1000 test images after each epoch
 
@@ -158,6 +158,20 @@ SENTENCES = [
      r"and ([\d.]+) against ([\d.]+); ex-post samples at (\d+) against (\d+) and ([\d.]+) against ([\d.]+)\.",
      lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation", "generation_expost")
               for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_128", "vae_128")]),
+    (r"\*\*64 dimensions\*\* read ([\d.]+) %, about as 64 principal components do \(([\d.]+) %\)",
+     lambda: [(probe("vae_64"), 1), (probe("vae_64", "principal components"), 1)]),
+    (r"with weight (\d+), gives the encoder", lambda: [(weight("vae_gan_patches"), 0)]),
+    (r"mu reads ([\d.]+) % where the plain VAE-GAN's reads ([\d.]+) %: ([\d.]+) points more \(95 % interval ([\d.]+) "
+     r"to ([\d.]+); one seed each\)\. The modified VAE's reads more \(([\d.]+) %\)",
+     lambda: [(probe("vae_gan_patches"), 1), (probe("vae_gan_128"), 1), (against("vae_gan_patches", "difference"), 1),
+              *((end, 1) for end in against("vae_gan_patches", "interval")), (probe("vae_patches"), 1)]),
+    (r"price in squared error\*\* is (\d+) % \(([\d.]+) against ([\d.]+)\)",
+     lambda: [(100 * (mse("vae_gan_patches") / mse("vae_gan_128") - 1), 0), (mse("vae_gan_patches"), 4),
+              (mse("vae_gan_128"), 4)]),
+    (r"reconstructions (\d+) against (\d+), ([\d.]+) against ([\d.]+); samples from N\(0, I\) (\d+) against (\d+), "
+     r"([\d.]+) against ([\d.]+); ex-post samples (\d+) against (\d+), ([\d.]+) against ([\d.]+)\.",
+     lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation", "generation_expost")
+              for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_patches", "vae_gan_128")]),
     (r"factors of ([\d.]+) to ([\d.]+), ImageNet's network by ([\d.]+) to ([\d.]+)\.",
      lambda: [(end(ratios(ruler)), 1) for ruler in (fd, imagenet) for end in (min, max)]),
 ]  # fmt: skip
