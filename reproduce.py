@@ -169,9 +169,12 @@ def collect(parts, done, notes, settings, old):
     done: those of `parts` that are finished; notes: folder of how long they took; old: the results.json that is
     there, whose runs stay if settings and command are the same.
     """
-    found = old.get("runs", {}) if old.get("settings") == settings else {}
+    found = dict(old.get("runs", {})) if old.get("settings") == settings else {}
     other = {name for name, run in found.items() if name in parts and run["command"] != parts[name].command}
-    found = {name: run for name, run in found.items() if re.sub(r"^probe_|-epoch\d+$", "", name) not in other}
+    for name in list(found):
+        of = re.sub(r"^probe_|-epoch\d+$", "", name)  # the run that a probe or a copy is of
+        if name in other or of in other:
+            del found[name]
     for name, part in done.items():
         run = name.removeprefix("measure_")
         if run != name and run in parts:

@@ -107,7 +107,8 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
     decoder to z without its weights, once to its weights, once through the encoder. The graph is cut at z and at the
     images: across a cut passes only what is handed over below.
     """
-    grad, own = torch.autograd.grad, players(vae, discriminator, head)
+    grad = torch.autograd.grad
+    own = players(vae, discriminator, head)
     with devices.autocast(x.device, args.precision):
         mu, logvar = vae.encoder(x)  # Z <- Enc(X)
         mu, logvar = mu.to(x.dtype), logvar.to(x.dtype)  # under autocast the networks answer in bfloat16

@@ -108,7 +108,8 @@ def parse_args(argv=None):
 
 
 def main(argv=None):
-    args, began = parse_args(argv), time.time()
+    args = parse_args(argv)
+    began = time.time()
     folder = runs.Run(args, "prior_proofs/counterexample_2d.py", argv)
     folder.begin()
     print(__doc__.split("\n\n", 2)[2])

@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers import metrics
 from scipy.integrate import quad
 from scipy.special import gammaincinv
 
@@ -447,10 +448,6 @@ def script(folder, *words):
     root = runs.Path(__file__).resolve().parents[1]
     command = [sys.executable, str(root / "prior_proofs" / words[0]), *words[1:]]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
-
-def metrics(name):
-    return json.loads((runs.ROOT / name / "metrics.json").read_text())
 
 
 def test_exit_status_says_whether_the_proof_holds(tmp_path, monkeypatch, capsys):

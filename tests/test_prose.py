@@ -67,9 +67,9 @@ def mse(model, after=""):
     return RUNS[f"{model}_seed_0{after}"]["metrics"]["mse"]
 
 
-def dearer(after=""):
-    """How much larger the modified VAE's squared error is, in per cent."""
-    return 100 * (mse("vae_patches", after) / mse("vae_128", after) - 1)
+def dearer(after="", model="vae"):
+    """How much larger the modified model's squared error is, in per cent."""
+    return 100 * (mse(f"{model}_patches", after) / mse(f"{model}_128", after) - 1)
 
 
 def weight(model):
@@ -85,6 +85,11 @@ def gap_closed():
 @pytest.mark.parametrize(("script", "model"), [("vae.py", "vae_patches"), ("vae_gan.py", "vae_gan_patches")])
 def test_a_script_shows_the_weight_that_the_tables_have(script, model):
     assert f"--epochs 50 --patches {weight(model):g} " in (ROOT / script).read_text()
+
+
+def test_the_readme_names_the_price_of_the_modification():
+    price = f"for {dearer():.0f} % more squared error in a VAE and {dearer(model='vae_gan'):.0f} % in a VAE-GAN"
+    assert price in (ROOT / "README.md").read_text()
 
 
 # (a sentence with a group for each number, the numbers as results.json gives them and their digits)
@@ -166,8 +171,7 @@ SENTENCES = [
      lambda: [(probe("vae_gan_patches"), 1), (probe("vae_gan_128"), 1), (against("vae_gan_patches", "difference"), 1),
               *((end, 1) for end in against("vae_gan_patches", "interval")), (probe("vae_patches"), 1)]),
     (r"price in squared error\*\* is (\d+) % \(([\d.]+) against ([\d.]+)\)",
-     lambda: [(100 * (mse("vae_gan_patches") / mse("vae_gan_128") - 1), 0), (mse("vae_gan_patches"), 4),
-              (mse("vae_gan_128"), 4)]),
+     lambda: [(dearer(model="vae_gan"), 0), (mse("vae_gan_patches"), 4), (mse("vae_gan_128"), 4)]),
     (r"reconstructions (\d+) against (\d+), ([\d.]+) against ([\d.]+); samples from N\(0, I\) (\d+) against (\d+), "
      r"([\d.]+) against ([\d.]+); ex-post samples (\d+) against (\d+), ([\d.]+) against ([\d.]+)\.",
      lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation", "generation_expost")

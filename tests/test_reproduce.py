@@ -623,6 +623,13 @@ def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes, capsys
     assert "dropped from results/results.json, for their commands are others now: c, c-epoch5, probe_c\n" in said
 
 
+def test_a_probe_with_another_command_leaves_though_its_model_stays(in_tmp):
+    parts = {name: Part(name, f"python {name}.py --name {name}", name, 1) for name in ("vae_64", "probe_vae_64")}
+    old = {"vae_64": run({}, command=parts["vae_64"].command), "probe_vae_64": run({}, command="python probe.py")}
+    results = reproduce.collect(parts, {}, Path("runs"), {}, {"settings": {}, "runs": old})
+    assert list(results["runs"]) == ["vae_64"] and len(old) == 2
+
+
 def test_results_made_with_other_settings_are_not_touched(fakes, capsys):
     main("--only", "a")
     before = Path("results/results.json").read_bytes()
