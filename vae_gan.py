@@ -24,6 +24,7 @@ samples pass the decoder as two batches; averaged weights are measured. REPORT.m
 """
 
 import copy
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -270,7 +271,7 @@ def main(argv=None):
         plot_adversaries(run.read_log(), run / "adversaries.png")
     if other and not args.sample:
         rows = [test[:48], *(decode(model, encode(model, test[:48])) for model in (other, vae))]
-        title = "test images, reconstructions of the VAE, and of the VAE-GAN"
+        title = f"test images, reconstructions by {Path(args.compare).name}, and by {args.name}"
         pictures.plot_rows(rows, run / "comparison.png", title)
     finish(run, args, vae, images, test, extractors, metrics, CURVES)
 
