@@ -20,14 +20,13 @@ slow weights and their averaged statistics. Unlike airbench: residual connection
 """
 
 import copy
-import io
 
 import torch
 import torch.nn.functional as F
 from scipy.stats import binomtest
 from torch import nn
 
-from common import data, devices, pictures, runs
+from common import data, devices, inception, pictures, runs
 from common.loop import Loop, add_training_flags, check_batch
 
 SEEN = 1000  # test images that are measured at each checkpoint; nothing is chosen by them
@@ -80,14 +79,6 @@ class ResNet(nn.Module):
 
     def logits(self, features):
         return self.head(features).float() / 9  # so that the head takes the learning rate of the convolutions
-
-
-def export(net, path):
-    """Write `net` as a program of torch.export that maps any number and size of uint8 images to features."""
-    example, buffer = torch.zeros(2, 3, 48, 40, dtype=torch.uint8), io.BytesIO()
-    sizes = {0: torch.export.Dim("B"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-    torch.export.save(torch.export.export(net.eval(), (example,), dynamic_shapes=(sizes,)), buffer)
-    runs.write_bytes(path, buffer.getbuffer())
 
 
 def shifted(x, shift):
@@ -146,7 +137,7 @@ def train(args, run, net, split):
                 net.load_state_dict(average.state_dict())
             if loop.logs():  # the only time that the host waits for the device
                 found = {"loss": loss.item(), "cross_entropy": F.cross_entropy(logits, y).item()}
-                found["accuracy"] = (logits.argmax(1) == y).double().mean().item()
+                found["accuracy"] = (logits.argmax(1) == y).float().mean().item()
                 loop.log(lr=args.lr * lr, **found)
                 loop.show(f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.3f}")
             if loop.saves():
@@ -169,8 +160,8 @@ def main(argv=None):
     metrics = evaluate(net, found.test, found.test_labels)
     metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
-    pictures.plot_curves(run.read_log(), run / "curves.png", titles)
-    export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
+    pictures.plot_curves(run.read_log(), run / "curves.png", titles, data.measured_on(args))
+    inception.export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     title = f"{args.data}, {len(found.test)} {data.measured_on(args)} images"
     run.summary(title, metrics)

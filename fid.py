@@ -226,6 +226,7 @@ def measure(side, extractor, data_dir, batch_size=None, keep=None, limit=None):
     with quiet_pillow():
         mine = files[ranks.rank() :: ranks.world_size()]
         found = statistics(batches(mine, batch_size, done), extractor, progress=side.text, total=len(files), keep=keep)
+    done = sum(ranks.gather(done), Counter())
     if done and not limit:
         how = "converted to RGB as pytorch-fid does, alpha dropped, not turned as EXIF says"
         note(f"{side.text}: {how}: {in_words(done)}")
@@ -238,8 +239,6 @@ def measure_both(sides, extractor, data_dir, batch_size=None, keep=(None, None),
     for i in sorted((0, 1), key=lambda i: (bool(sides[i].files), bool(sides[i].data_set))):  # what may not fit: first
         if found and sides[0].same_as(sides[1]):
             found[i] = found[1 - i]
-        elif sides[i].npz and limit:  # two precisions are compared: the file serves both
-            found[i] = moments.read(sides[i].npz)[0]
         elif sides[i].npz:
             found[i] = load_stats(sides[i], extractor.recipe, extractor.name, extractor.dims)
         else:
@@ -268,20 +267,12 @@ def compare(sides, found, key, name, recipe, device):
     return result | {"recipe": recipe, "device": str(device)}
 
 
-def save_stats(side, path, extractor, data_dir, batch_size=None):
-    """Statistics of a side -> the new file `path`."""
-    found = measure(side, extractor, data_dir, batch_size)
-    if ranks.is_main():
-        moments.write(path, found, extractor.recipe)
-        print(f"{path}: statistics of {found.n} images of {side.text}, {extractor.recipe}")
-
-
 def check_fast(sides, extractor, reference, data_dir, batch_size=None):
-    """Both distances over CHECKED images a side, for --json; says them."""
-    fast = distance(sides, measure_both(sides, extractor, data_dir, batch_size, limit=CHECKED))
-    exact = distance(sides, measure_both(sides, reference, data_dir, batch_size, limit=CHECKED))
-    note(f"over {CHECKED} images of each side --fast {extractor.fast} gives {fast:.4f}, float32 {exact:.4f}")
-    return {"checked": CHECKED, "checked_fast": fast, "checked_reference": exact}
+    """Both distances over up to CHECKED images a side, for --json; says them."""
+    found = [measure_both(sides, each, data_dir, batch_size, limit=CHECKED) for each in (extractor, reference)]
+    (fast, exact), counts = [distance(sides, both) for both in found], [side.n for side in found[0]]
+    note(f"over {counts[0]} images against {counts[1]} --fast {extractor.fast} gives {fast:.4f}, float32 {exact:.4f}")
+    return {"checked": counts, "checked_fast": fast, "checked_reference": exact}
 
 
 def main(argv=None):
@@ -291,6 +282,10 @@ def main(argv=None):
     given = [side for side in sides if side.npz]
     if given and (args.kid or args.save_stats):
         raise UserError(f"{given[0].text} holds no images, which --kid and --save-stats take: give the folder it is of")
+    if args.save_stats and (args.kid or args.json):
+        raise UserError("--save-stats measures no distance: omit --kid and --json")
+    if len(given) == 2 and (args.weights or args.features or args.fast or args.batch_size):
+        raise UserError("statistics need no network: omit --weights, --features, --fast and --batch-size")
     if args.save_stats and (not args.second.endswith(".npz") or os.path.exists(args.second)):
         raise UserError(f"--save-stats {args.second}: choose a name that ends in .npz and is not there yet")
     if len(given) == 2:  # no network is needed
@@ -299,7 +294,10 @@ def main(argv=None):
     elif args.save_stats:
         runs.try_writing(args.second)
         extractor = load_extractor(args.weights, args.features, device, args.fast)
-        save_stats(sides[0], args.second, extractor, args.data_dir, args.batch_size)
+        found = measure(sides[0], extractor, args.data_dir, args.batch_size)
+        if ranks.is_main():
+            moments.write(args.second, found, extractor.recipe)
+            print(f"{args.second}: statistics of {found.n} images of {args.first}, {extractor.recipe}")
         return
     else:
         extractor = load_extractor(args.weights, args.features, device, args.fast)
@@ -309,7 +307,9 @@ def main(argv=None):
         if args.kid:
             same = sides[0].same_as(sides[1])
             result["kid"], result["kid_stderr"] = (0.0, 0.0) if same else kernel_distance(*map(torch.cat, kept))
-        if args.fast:
+        if args.fast and given:
+            note(f"what --fast {args.fast} changes was not measured, for {given[0].text} holds no images")
+        elif args.fast:
             reference = load_extractor(args.weights, None, device)
             result |= check_fast(sides, extractor, reference, args.data_dir, args.batch_size)
     if ranks.is_main():

@@ -18,9 +18,7 @@ and are kept in runs/probe-baselines.json; after that a probe took 26 s of one c
 2.13.0+cpu, 2026-11-24). Accuracies are in REPORT.md.
 """
 
-import contextlib
 import hashlib
-import json
 import math
 import re
 import time
@@ -50,15 +48,19 @@ def parse_args(argv=None):
     parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of its mu")
     add_training_flags(parser, epochs=10, batch_size=128, lr=1e-3)
     args = parser.parse_args(argv)
+    args.supervised |= args.resume and args.checkpoint is None  # only the training can go on
     if args.supervised == (args.checkpoint is not None):
         raise runs.UserError("give either a checkpoint to probe or --supervised (--help lists the flags)")
-    if args.supervised and args.against:
-        raise runs.UserError("--against compares checkpoints: train with --supervised first, then compare its run")
+    if args.supervised and (args.against or args.layer or args.latent == "sample"):
+        raise runs.UserError("--against, --layer and --latent are of a probe: train first, then probe that run")
     if args.supervised:
-        parser.set_defaults(name="supervised")
+        parser.set_defaults(name="supervised", supervised=True)
         return runs.parse(parser, argv, "probe.py", may_differ=("data_dir",))
     if args.resume:
         raise runs.UserError("--resume continues a training with --supervised; a probe begins anew and takes seconds")
+    for key in ("latent_dim", "epochs", "batch_size", "lr", "log_every"):
+        if getattr(args, key) != parser.get_default(key):
+            raise runs.UserError(f"{runs.spelled(key)} is of a training with --supervised: omit it")
     saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
     parser.set_defaults(name=f"{run_name(args.checkpoint)}-probe")
     parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "data_files", "holdout") if key in saved})
@@ -186,9 +188,7 @@ def baselines(split, latent_dim, classes, seed):
     key = hashlib.sha256(repr((latent_dim, seed, GRID)).encode())
     for tensor in (split.images, split.labels, split.test, split.test_labels):
         key.update(tensor.cpu().contiguous().numpy())
-    known, key = {}, key.hexdigest()
-    with contextlib.suppress(OSError, json.JSONDecodeError):
-        known = json.loads(cache.read_text())
+    known, key = runs.read_json(cache), key.hexdigest()
     if key not in known:
         directions = principal_directions(pixels(split.images), latent_dim, seed)
         torch.manual_seed(seed)
@@ -197,7 +197,7 @@ def baselines(split, latent_dim, classes, seed):
         scores.add("raw pixels", pixels)
         scores.add("principal components", lambda x: pixels(x) @ directions)
         scores.add("untrained encoder", lambda x: vae.encode(untrained, x))
-        known[key] = scores.rows
+        known = runs.read_json(cache) | {key: scores.rows}  # as it is by now: other probes may run beside this one
         runs.write_json(cache, known)
     return known[key]
 

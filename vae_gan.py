@@ -48,7 +48,7 @@ def parse_args(argv=None):
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
     parser.add_argument("--gamma", type=number(float, 0), default=1e-2, help="likelihood against GAN in decoder")
     parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
-    return runs.parse(parser, argv, "vae_gan.py", script.REUSE, (*script.MAY_DIFFER, "compare"))
+    return runs.parse(parser, argv, "vae_gan.py", script.REUSE, script.MAY_DIFFER, anew=("compare",))
 
 
 # --- model --------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def plot_adversaries(log, path):
 def main(argv=None):
     args = parse_args(argv)
     run, images, test, extractors = script.begin(args, "vae_gan.py", argv)
-    other = load(args.compare, images.device)[0] if args.compare else None
+    other = load(args.compare, images.device)[0] if args.compare and not args.sample else None
     if args.eval_only or args.sample:
         vae, metrics = script.restore(run, VAE(args.latent_dim).to(images.device))
     else:
@@ -269,9 +269,9 @@ def main(argv=None):
         return
     if not args.sample:
         plot_adversaries(run.read_log(), run / "adversaries.png")
-    if other and not args.sample:
+    if other:
         rows = [test[:48], *(decode(model, encode(model, test[:48])) for model in (other, vae))]
-        title = f"test images, reconstructions by {Path(args.compare).name}, and by {args.name}"
+        title = f"images, reconstructions by {Path(args.compare).name}, and by {args.name}"
         pictures.plot_rows(rows, run / "comparison.png", title)
     finish(run, args, vae, images, test, extractors, metrics, CURVES)
 

@@ -18,7 +18,6 @@ Gaussian of 0.5, 1 and 2 pixels. The floor, 5,000 training images against all te
 classes, read without any training here, tell that the pixels are prepared rightly: 1.25 nats against 1.41 to 3.19.
 """
 
-import hashlib
 import io
 import math
 import pickle
@@ -128,22 +127,6 @@ class Features(nn.Module):
         return self.net.extract_features(x).mean((2, 3))
 
 
-def export(net, path):
-    """Write `net` as a program of torch.export that maps any number and size of uint8 images to features.
-
-    Unlike classifier.export it leaves out from which source lines the operators came: fid.py keeps statistics under
-    the program's hash, which must not change with the folder of this script or with a comment in it.
-    """
-    example, buffer = torch.zeros(2, 3, 48, 40, dtype=torch.uint8), io.BytesIO()
-    sizes = {0: torch.export.Dim("B"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-    program = torch.export.export(net.eval(), (example,), dynamic_shapes=(sizes,))
-    for node in program.graph.nodes:
-        for key in ("stack_trace", "torch_fn", "nn_module_stack"):
-            node.meta.pop(key, None)
-    torch.export.save(program, buffer)
-    runs.write_bytes(path, buffer.getbuffer())
-
-
 # --- the checks ---------------------------------------------------------------------------------------------------
 
 # CIFAR-10's class -> ImageNet's classes that show the same; there is no deer among them
@@ -216,19 +199,10 @@ def blur(images, sigma):
 
 
 def cached_features(images, extractor, folder, label):
-    """Features (N, D) of uint8 images, kept in folder/imagenet_features/ under a key of the images and the program."""
-    key = hashlib.sha256(images.contiguous().numpy())
-    key.update(f"{tuple(images.shape)} {extractor.recipe}".encode())
-    path = Path(folder) / "imagenet_features" / f"{label}-{key.hexdigest()[:16]}.pt"
-    try:
-        return torch.load(path, weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):  # not there yet, or damaged
-        kept, buffer = [], io.BytesIO()
-    fid.statistics(images, extractor, progress=label, keep=kept)
-    features = torch.cat(kept)
-    torch.save(features, buffer)
-    runs.write_bytes(path, buffer.getbuffer())
-    return features
+    """Features (N, D) of uint8 images, kept in folder/fid_stats/."""
+    kept = []
+    fid.cached_statistics(images, extractor, folder, label, progress=label, keep=kept)
+    return torch.cat(kept)
 
 
 def distance(x, y):
@@ -361,7 +335,7 @@ def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device)
     path = runs.ROOT / args.name / "imagenet.pt2"
-    export(Features(fold(load_network())), path)
+    inception.export(Features(fold(load_network())), path)
     print(f"{path} is written; {runs.machine()}, torch {torch.__version__}\n")
     if args.check and check(args, load_network(), inception.load_extractor(features=path, device=device)):
         raise UserError("a row is not as it should be: do not measure with these features")

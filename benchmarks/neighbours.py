@@ -66,7 +66,7 @@ def nearest(x, train):
     # The search multiplies matrices, which rounds where the distance is small: the found ones are measured anew
     square = train.square().sum(1)
     rows = torch.cat([(square - 2 * part @ train.T).argmin(1) for part in x.split(200)])
-    return (x.double() - train[rows].double()).norm(dim=1), rows
+    return (x.cpu().double() - train[rows].cpu().double()).norm(dim=1), rows
 
 
 def draw(blocks, path):

@@ -74,27 +74,28 @@ def random_images(device):
     return torch.randint(0, 256, (IMAGES, 3, 32, 32), dtype=torch.uint8, device=device)
 
 
+class Images(torch.utils.data.Dataset):
+    """uint8 images (N, 32, 32, 3) as most tutorials read them. Not inside a function: macOS pickles it for a worker."""
+
+    def __init__(self, images):
+        transforms = data.import_torchvision().transforms
+        steps = [transforms.ToPILImage(), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
+        self.images, self.augment = images, transforms.Compose(steps)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.augment(self.images[i])
+
+
 def vae_plain(args, device):
     """The same model and loss, written the usual way."""
-    transforms = data.import_torchvision().transforms
-    images = random_images("cpu").permute(0, 2, 3, 1).numpy()
-
-    class Images(torch.utils.data.Dataset):
-        augment = transforms.Compose(
-            [transforms.ToPILImage(), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
-        )
-
-        def __len__(self):
-            return len(images)
-
-        def __getitem__(self, i):
-            return self.augment(images[i])
+    images = Images(random_images("cpu").permute(0, 2, 3, 1).numpy())
 
     def endless():
         while True:
-            yield from torch.utils.data.DataLoader(
-                Images(), args.batch_size, shuffle=True, num_workers=2, drop_last=True
-            )
+            yield from torch.utils.data.DataLoader(images, args.batch_size, shuffle=True, num_workers=2, drop_last=True)
 
     batches = endless()
     model = vae.VAE(args.latent_dim).to(device)

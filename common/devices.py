@@ -47,9 +47,11 @@ def start(device_name, precision="fp32", capture=False, divides=True):
     if not divides and int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise UserError("this script does not divide its work among processes: start it with python, not with torchrun")
     if precision == "tf32" and device.type != "cuda":
-        raise UserError("--precision tf32 is a mode of CUDA devices: omit it")
+        raise UserError("--precision tf32 is a mode of CUDA devices: choose another, or go on with the run on one")
     if capture and (device.type != "cuda" or "RANK" in os.environ):
-        raise UserError("--capture takes a CUDA device and a single process: omit it")
+        raise UserError("--capture takes a CUDA device and a single process: omit it, or give --no-capture")
+    if "RANK" in os.environ and device.type == "mps":
+        raise UserError("torchrun's processes cannot share an Apple GPU: give --device cpu, or start one with python")
     if "RANK" in os.environ and device.type == "cuda":
         if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise UserError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from common import data, ranks
+from common import data, ranks, runs
 from common.runs import UserError, is_out_of_memory
 from common.streams import first_line, note
 
@@ -53,6 +53,23 @@ def load_extractor(weights=None, features=None, device="cpu", fast=None):
     if weights or fast:
         raise UserError("--features brings its own weights and precision: omit --weights and --fast")
     return Exported(Path(features), device)
+
+
+def export(net, path):
+    """Write `net`, a module on the CPU that maps uint8 images to features, as a program of torch.export that takes any
+    number and size of images.
+
+    It leaves out from which source lines the operators came: fid.py keeps statistics under the program's hash, which
+    must not change with the folder of a script or with a comment in it.
+    """
+    example, buffer = torch.zeros(2, 3, 48, 40, dtype=torch.uint8), io.BytesIO()
+    sizes = {0: torch.export.Dim("B"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
+    program = torch.export.export(net.eval(), (example,), dynamic_shapes=(sizes,))
+    for node in program.graph.nodes:
+        for key in ("stack_trace", "torch_fn", "nn_module_stack"):
+            node.meta.pop(key, None)
+    torch.export.save(program, buffer)
+    runs.write_bytes(path, buffer.getbuffer())
 
 
 def wanted_extractor(fid, features, device):

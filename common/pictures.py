@@ -22,10 +22,10 @@ def save_figure(figure, path, dpi="figure"):
     plt.close(figure)
 
 
-def plot_curves(log, path, titles):
+def plot_curves(log, path, titles, measured="test"):
     """One panel for each key of `titles`, against epochs, from the records of log.jsonl.
 
-    Records that hold "loss" are of training batches, the others of test images.
+    Records that hold "loss" are of training batches, the others of `measured` images.
     """
     size = (4.4 * len(titles), 3.6)
     figure, axes = plt.subplots(1, len(titles), figsize=size, dpi=100, layout="constrained", squeeze=False)
@@ -33,7 +33,7 @@ def plot_curves(log, path, titles):
     for ax, (key, title) in zip(axes, titles.items(), strict=True):
         train, test = ([r for r in log if key in r and ("loss" in r) == kind] for kind in (True, False))
         ax.plot([r["epoch"] for r in train], [r[key] for r in train], lw=0.8, label="training batches")
-        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label="test images")
+        ax.plot([r["epoch"] for r in test], [r[key] for r in test], "o-", ms=3, label=f"{measured} images")
         values = [r[key] for r in train[len(train) // 20 :] + test]  # the first steps would flatten the rest
         if values:
             room = 0.05 * (max(values) - min(values)) or 1.0
@@ -173,6 +173,8 @@ def discriminants(x, y, classes):
 def plot_latents(train, labels, test, test_labels, names, path, n=3000):
     """Two planes fitted to standardised training codes (N, D) float64, with n test codes in them -> one PNG."""
     train, test, labels, test_labels = train.cpu(), test[:n].cpu(), labels.cpu(), test_labels[:n].cpu()
+    if train.shape[1] < 2:  # one dimension spans no plane
+        return
     _, axes = torch.linalg.eigh(torch.cov(train.T))
     planes = {
         "two principal components (no labels)": axes[:, -2:].flip(1),

@@ -117,16 +117,16 @@ def run_name(text):
 def add_run_flags(parser, name):
     """The flags that every script with a run folder has. `name` is the default run name."""
     parser.add_argument("--name", type=run_name, default=name, help="results go to runs/NAME")
-    parser.add_argument("--seed", type=number(int, 0), default=0, help="seed of every random draw")
+    parser.add_argument("--seed", type=number(int, 0, 2**63 - 1), default=0, help="seed of every random draw")
     parser.add_argument("--device", default="auto", help="auto (cuda, else mps, else cpu), cpu, cuda, cuda:1, mps")
     parser.add_argument("--resume", action="store_true", help="continue runs/NAME from its checkpoint")
 
 
-def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
+def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=(), anew=()):
     """Parse argv. With one of the `reuse` flags set, the flags saved in runs/NAME/checkpoint.pt become the defaults.
 
     A flag given on the command line that contradicts the saved one is an error unless listed in `may_differ`:
-    a run continues with what it was started with.
+    a run continues with what it was started with. `anew`: flags that are not taken from the checkpoint.
     """
     args = parser.parse_args(argv)
     if not any(getattr(args, flag, None) for flag in reuse):
@@ -136,7 +136,8 @@ def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=()):
     check_script(state, script or state["script"], path)
     if args.resume:
         check_flags_are_known(state, args)
-    saved = {key: value for key, value in state["args"].items() if hasattr(args, key) and key not in ("name", *reuse)}
+    own = ("name", *reuse, *anew)
+    saved = {key: value for key, value in state["args"].items() if hasattr(args, key) and key not in own}
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     for key, value in saved.items():
@@ -391,17 +392,29 @@ class Run:
         )
 
     def go_on(self):
-        """With --resume and other --epochs than before: args.json says so, what was measured before is kept aside."""
-        made = read_json(self / "args.json")
-        before, epochs = made.get("epochs"), self.args.get("epochs")
-        if not ranks.is_main() or before == epochs:
+        """With --resume: args.json adds today's commit, machine and versions to the earlier ones. With other --epochs
+        than before it says so, and what was measured before is kept aside.
+        """
+        if not ranks.is_main():
             return
-        with contextlib.suppress(FileNotFoundError):
-            (self / "metrics.json").rename(self / f"metrics-epoch{before}.json")
-        if "command" in made:
-            made["command"] = re.sub(r" --epochs[ =]\S+", "", made["command"]) + f" --epochs {epochs}"
-        known = [commit for commit in (made.get("commit"), versions()["commit"]) if commit]  # none outside of git
-        write_json(self / "args.json", made | {"epochs": epochs, "commit": ", ".join(known) or None})
+        made = read_json(self / "args.json")
+        if not made:  # somebody took it away
+            self.write_args()
+            return
+        for key, now in versions(self.args.get("device")).items():
+            before = made.get(key)
+            if before and now and now not in before:
+                made[key] = f"{before}; {now}"
+            else:
+                made[key] = before or now  # outside of git there is no commit
+        before, epochs = made.get("epochs"), self.args.get("epochs")
+        if before != epochs:
+            with contextlib.suppress(FileNotFoundError):
+                (self / "metrics.json").rename(self / f"metrics-epoch{before}.json")
+            if "command" in made:
+                made["command"] = re.sub(r" --epochs[ =]\S+", "", made["command"]) + f" --epochs {epochs}"
+            made["epochs"] = epochs
+        write_json(self / "args.json", made)
 
     def save(self, step, parts, **plain):
         """Write checkpoint.pt. parts: {name: module or optimiser}; `plain` holds plain values and tensors."""

@@ -5,14 +5,6 @@ import math
 from scipy.stats import binomtest
 
 
-def wilson(right, n, z=1.96):
-    """The 95 % interval of a share of which `right` of n were seen, in per cent.  Wilson 1927."""
-    p, denominator = right / n, 1 + z * z / n
-    centre = (p + z * z / (2 * n)) / denominator
-    half = z / denominator * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))  # rounding must not leave -0.00
-
-
 def mcnemar(first, second):
     """Two classifiers on the same images, by the images on which just one of them is right.  McNemar 1947.
 
@@ -35,5 +27,7 @@ def mcnemar(first, second):
 
 
 def score(predicted, labels):
-    right = int((predicted == labels.cpu()).sum())
-    return {"accuracy": 100 * right / len(labels), "interval": wilson(right, len(labels))}
+    """Classes (N,) and those that were predicted -> accuracy and its 95 % interval (Wilson 1927), in per cent."""
+    test = binomtest(int((predicted == labels.cpu()).sum()), len(labels))
+    low, high = test.proportion_ci(method="wilson")
+    return {"accuracy": 100 * test.statistic, "interval": [100 * low, 100 * high]}

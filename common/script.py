@@ -42,7 +42,11 @@ def begin(args, script, argv):
     """-> the run, training and test images (uint8), fid.py's extractors. Raises UserError for what is missing: here,
     before the training, it can be helped. argv: what main was given.
     """
-    device = devices.start(args.device, args.precision, args.capture)
+    trains = not (args.eval_only or args.sample)  # the flags of a training on a GPU must not bind who measures it
+    device = devices.start(args.device, args.precision if trains else "fp32", args.capture and trains)
+    if args.sample and args.prior == "normal":
+        images = torch.empty(0, 3, 32, 32, dtype=torch.uint8, device=device)  # it takes none
+        return runs.Run(args, script, argv), images, images, []
     found = data.splits(args, device)
     check_batch(args.batch_size, len(found.images))
     data.note_files(args, found)
@@ -109,7 +113,7 @@ def draw_interpolations(run, test, encode, decode):
     z = great_circle(mu[:, 0], mu[:, 1], POINTS)
     made = decode(z.flatten(0, 1)).unflatten(0, (n, POINTS))
     rows = torch.cat([pairs[:, :1], made, pairs[:, 1:]], 1)
-    title = "test images at the ends; between them decoded codes, from mu to mu"
+    title = "images at the ends; between them decoded codes, from mu to mu"
     pictures.plot_grid(rows.flatten(0, 1), run / "interpolations.png", title, POINTS + 2)
 
 
@@ -128,21 +132,24 @@ def finish(run, args, metrics, test, made, curves):
     """metrics.json, the curves ({key of the log: title}), pictures of what the model made, the closing table.
 
     metrics: what the script has measured; made: {"reconstruction" of test, "generation" from N(0, I),
-    "generation_expost": uint8 images}. Added is their sharpness_*, high-frequency energy over the test images'.
+    "generation_expost": uint8 images}. Added is their sharpness_*, high-frequency energy over the test images', where
+    these have some.
     """
     metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
     detail = data.high_frequency_energy(test)
-    metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}
-    pictures.plot_curves(run.read_log(), run / "curves.png", curves)
+    if detail > 0:
+        metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}
+    measured = data.measured_on(args)
+    pictures.plot_curves(run.read_log(), run / "curves.png", curves, measured)
     rows = [test[:64], made["reconstruction"][:64]]
-    pictures.plot_rows(rows, run / "reconstructions.png", "test images, each row above its reconstructions")
+    pictures.plot_rows(rows, run / "reconstructions.png", f"{measured} images, each row above its reconstructions")
     pictures.plot_grid(made["generation"][:128], run / "samples-normal.png", "samples, z ~ N(0, I)")
     expost = "samples, z ~ Gaussian fitted to training codes"
     pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
     if run.frames():
         pictures.write_gif(pictures.spread(run.frames(), FRAMES), run / "training.gif", colours=256)
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
-    run.summary(f"{args.data}, {len(test)} {data.measured_on(args)} images", metrics)
+    run.summary(f"{args.data}, {len(test)} {measured} images", metrics)
     if args.fid == "auto" and test.device.type == "cpu":
         print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
         print(f"  python {run.script} --name {args.name} --eval-only --fid 10000")

@@ -159,7 +159,7 @@ def origin(found, *kinds):
     some = pick(found, *kinds).values()
     machines = {str(run["machine"]) for run in some}
     torches = {str(run["versions"].get("torch")) for run in some}
-    commits = {commit for run in some for commit in str(run["versions"].get("commit")).split(", ")}
+    commits = {commit for run in some for commit in re.split("[,;] ", str(run["versions"].get("commit")))}
     machines, torches, commits = (", ".join(sorted(each)) for each in (machines, torches, commits))
     dirty = " (-dirty: and changes that are in no commit)" if "-dirty" in commits else ""
     return f"{machines}; torch {torches}; commit {commits}{dirty}." if some else ""

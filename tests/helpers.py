@@ -99,12 +99,13 @@ def quickly(patch):
     small_networks(patch)
 
 
-def untrained_vae(name, folder, seed=0):
-    """runs/NAME as vae.py would leave it without a step, with 4 latents, of a folder of images."""
+def untrained_vae(name, folder, seed=0, latent_dim=4, **flags):
+    """runs/NAME as vae.py would leave it without a step, of a folder of images."""
     torch.manual_seed(seed)
-    argv = ["--data", str(folder), "--latent-dim", "4", "--batch-size", "30", "--device", "cpu", "--name", name]
-    state = {"script": "vae.py", "args": vars(vae.parse_args(argv)), "step": 0, "seconds": 1.0}
-    runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state | {"average": vae.VAE(4).state_dict()})
+    argv = ["--data", folder, "--latent-dim", latent_dim, "--batch-size", 30, "--device", "cpu", "--name", name]
+    flags = vars(vae.parse_args([str(word) for word in argv])) | flags
+    state = {"script": "vae.py", "args": flags, "step": 0, "seconds": 1.0}
+    runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state | {"average": vae.VAE(latent_dim).state_dict()})
 
 
 def environment():

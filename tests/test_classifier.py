@@ -5,6 +5,7 @@ pytest tests/test_classifier.py
 """
 
 import os
+import zipfile
 
 import pytest
 import torch
@@ -96,8 +97,13 @@ def test_flipped_accuracy_averages_the_logits_of_image_and_mirror_image():
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory, net):
     path = tmp_path_factory.mktemp("features") / "features.pt2"
-    classifier.export(net, path)
+    inception.export(net, path)
     return path
+
+
+def test_the_program_does_not_say_where_its_source_lay(exported):
+    with zipfile.ZipFile(exported) as file:
+        assert not [name for name in file.namelist() if b"classifier.py" in file.read(name)]
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 32, 32), (7, 3, 32, 32), (2, 3, 64, 50), (3, 3, 33, 200)])

@@ -16,6 +16,13 @@ def test_unknown_devices_get_one_sentence(name):
         devices.pick_device(name)
 
 
+def test_torchrun_on_an_apple_gpu_gets_one_sentence(monkeypatch):
+    monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("mps"))
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(UserError, match="give --device cpu"):
+        devices.start("auto")
+
+
 def test_generators_are_functions_of_their_key():
     def draw(*key):
         return torch.rand(4, generator=devices.generator("cpu", *key))

@@ -278,7 +278,9 @@ runs.cli(lambda: fid.main([damaged, *others]))
 
 @pytest.mark.slow
 def test_torchrun_gives_the_same_number_and_the_same_sentence(tiny, two, tmp_path, capsys):
-    want, _ = run(capsys, *two, "--features", tiny, "--kid")
+    grey = two[0] / "001.png"  # read by the second process alone, but the first one speaks
+    Image.open(grey).convert("L").save(grey)
+    want, said = run(capsys, *two, "--features", tiny, "--kid")
     damaged = shutil.copytree(two[0], tmp_path / "damaged")
     (damaged / "003.png").write_text("read by the second process alone")
     (tmp_path / "twice.py").write_text(TWICE)
@@ -287,6 +289,7 @@ def test_torchrun_gives_the_same_number_and_the_same_sentence(tiny, two, tmp_pat
     got = json.loads(done.stdout)
     assert got["fd"] == pytest.approx(want["fd"], rel=1e-6) and got["n"] == want["n"]
     assert math.isfinite(got["kid"])
+    assert "1 of mode L" in said and "1 of mode L" in done.stderr
     assert done.returncode != 0 and "cannot read the image" in done.stderr and "003.png" in done.stderr
     assert done.stderr.count("twice.py: cannot read") == 1
 
@@ -459,7 +462,9 @@ def test_wrong_weights_are_refused(tmp_path, two, refused, monkeypatch):
 def test_fast_mode_says_what_it_costs(tmp_path, weights, capsys):
     folders = write(tmp_path / "a", IMAGES[:3]), write(tmp_path / "b", IMAGES[20:23], blur=1.0)
     result, err = run(capsys, *folders, "--weights", weights, "--fast", "bf16")
-    assert "bf16" in result["name"] and "--fast bf16 gives" in err
+    assert (
+        "bf16" in result["name"] and "over 3 images against 3 --fast bf16 gives" in err and result["checked"] == [3, 3]
+    )
     assert result["checked_fast"] != result["checked_reference"]
     assert result["checked_fast"] == pytest.approx(result["checked_reference"], rel=0.1)
 
@@ -600,6 +605,8 @@ def test_unfit_statistics_are_refused(tmp_path, two, tiny, refused, capsys):
     assert "give the folder" in refused(fid.main, tmp_path / "dims.npz", two[1], "--kid", "--features", tiny)
     assert "not there yet" in refused(fid.main, "--save-stats", two[1], tmp_path / "dims.npz", "--features", tiny)
     assert "ends in .npz" in refused(fid.main, "--save-stats", two[1], tmp_path / "stats", "--features", tiny)
+    assert "no distance" in refused(fid.main, "--save-stats", two[1], tmp_path / "new.npz", "--json")
+    assert "need no network" in refused(fid.main, tmp_path / "dims.npz", tmp_path / "nan.npz", "--features", tiny)
 
 
 def test_statistics_of_other_dimensions_are_refused_before_images_are_read(tmp_path, weights, two):

@@ -113,7 +113,7 @@ def test_folding_changes_no_feature(stand_in):
 @pytest.fixture(scope="module")
 def program(tmp_path_factory, stand_in):
     path = tmp_path_factory.mktemp("features") / "imagenet.pt2"
-    imagenet_features.export(imagenet_features.Features(imagenet_features.fold(copy.deepcopy(stand_in))), path)
+    inception.export(imagenet_features.Features(imagenet_features.fold(copy.deepcopy(stand_in))), path)
     return path
 
 
@@ -234,7 +234,7 @@ def test_features_are_computed_once(program, tmp_path, monkeypatch):
         patch.setattr(fid, "statistics", None)
         again = imagenet_features.cached_features(IMAGES[:30], extractor, tmp_path, "some")
     assert torch.equal(again, found)
-    for file in (tmp_path / "imagenet_features").iterdir():
+    for file in (tmp_path / "fid_stats").iterdir():
         file.write_bytes(b"damaged")
     assert torch.equal(imagenet_features.cached_features(IMAGES[:30], extractor, tmp_path, "some"), found)
 
@@ -292,7 +292,7 @@ def network():
 
 def test_the_real_program_is_the_packages_network(network, tmp_path):
     path = tmp_path / "imagenet.pt2"
-    imagenet_features.export(imagenet_features.Features(imagenet_features.fold(copy.deepcopy(network))), path)
+    inception.export(imagenet_features.Features(imagenet_features.fold(copy.deepcopy(network))), path)
     with torch.inference_mode():
         found = inception.load_extractor(features=path)([IMAGES[:4]])
         # the package's own way to its last layer

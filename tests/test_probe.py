@@ -4,6 +4,7 @@ pytest tests/test_probe.py
 """
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 from unittest.mock import Mock
@@ -12,7 +13,6 @@ import pytest
 import torch
 from helpers import log, metrics, untrained_vae
 from scipy.optimize import minimize
-from scipy.stats import binomtest
 
 import probe
 import vae
@@ -114,9 +114,12 @@ def test_the_weight_decay_is_the_best_of_the_grid_on_the_held_out_tenth():
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (8, 10), (4321, 10_000), (10, 10)])
-def test_wilson_is_scipys(right, n):
-    want = binomtest(right, n).proportion_ci(method="wilson")
-    assert scores.wilson(right, n) == pytest.approx((100 * want.low, 100 * want.high), abs=1e-3)
+def test_a_score_has_wilsons_interval(right, n):
+    found = scores.score(torch.arange(n) < right, torch.ones(n, dtype=torch.bool))
+    p, z = right / n, 1.959964
+    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+    want = [100 * (centre + side * half) / (1 + z * z / n) for side in (-1, 1)]
+    assert found["accuracy"] == 100 * p and found["interval"] == pytest.approx(want, abs=1e-4)
 
 
 def test_mcnemar_of_known_counts():
@@ -183,6 +186,26 @@ def test_baselines_are_measured_once_for_the_same_images(in_tmp, image_folder, m
     assert len(count) == 5 and metrics("vae-probe")["rows"]["raw pixels"] == first["raw pixels"]
     probe.main(["runs/vae", "--device", "cpu", "--holdout", "10"])
     assert len(count) == 9
+
+
+def test_a_code_of_one_dimension_can_be_probed(in_tmp, image_folder):
+    untrained_vae("vae", image_folder, latent_dim=1)
+    probe.main(["runs/vae", "--device", "cpu"])
+    assert metrics("vae-probe")["rows"]["mu"]["accuracy"] >= 0
+    assert not Path("runs/vae-probe/latents.png").exists()  # one dimension spans no plane
+
+
+def test_rows_that_another_probe_added_meanwhile_are_kept(in_tmp, image_folder, monkeypatch):
+    untrained_vae("vae", image_folder)
+    cache, original = Path("runs/probe-baselines.json"), probe.classify
+
+    def beside_another(*args):
+        cache.write_text('{"another": {}}')
+        return original(*args)
+
+    monkeypatch.setattr(probe, "classify", beside_another)
+    probe.main(["runs/vae", "--device", "cpu"])
+    assert len(json.loads(cache.read_text())) == 2
 
 
 def test_a_probe_that_is_stopped_does_not_leave_an_earlier_ones_numbers(in_tmp, image_folder, monkeypatch):
@@ -265,6 +288,7 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
 
     assert "give either a checkpoint" in says()
     assert "--resume continues a training" in says("runs/vae", "--resume")
+    assert "--epochs is of a training" in says("runs/vae", "--epochs", 3)
     assert "there is no checkpoint at runs/vae" in says("runs/vae")
     runs.save_checkpoint("runs/gan/checkpoint.pt", {"script": "wgan_gp.py", "args": {}, "step": 1})
     assert "holds no encoder" in says("runs/gan", "--device", "cpu", "--data", image_folder)

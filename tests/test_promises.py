@@ -59,7 +59,7 @@ class Script:
         return wgan_gp, ()
 
     def main(self, argv):
-        if self.module is probe:
+        if self.module is probe and "--resume" not in argv:
             argv = ["--supervised", *argv]
         self.module.main([str(word) for word in argv])
 
@@ -161,7 +161,8 @@ SCRIPTS = [
         other=("--batch-size", 20, 30),
         bad=OF_IMAGES
         | {
-            ("--against", "runs/vae"): "--against compares checkpoints",
+            ("--against", "runs/vae"): "--against, --layer and --latent are of a probe",
+            ("--layer",): "are of a probe",
             ("runs/vae",): "give either a checkpoint",
             ("--data", "images/class0"): "has one class",
         },

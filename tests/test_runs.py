@@ -38,6 +38,7 @@ def parser():
         (["--rate", "nan"], "above 0"),
         (["--rate", "inf"], "above 0"),
         (["--seed", "-1"], "at least 0"),
+        (["--seed", str(2**64)], "at most 9223372036854775807"),
         (["--name", "../x"], "cannot name a folder"),
         (["--widht", "3"], "unrecognized arguments: --widht"),
         (["--wid", "3"], "unrecognized arguments: --wid"),
@@ -162,6 +163,22 @@ def test_an_earlier_run_is_moved_aside(in_tmp):
         if not name.startswith(".")
     }
     assert widths == {"try.1": 16, "try.2": 32, "try": 64}
+
+
+def test_a_run_that_goes_on_names_every_commit_and_machine_that_it_had(in_tmp):
+    run = saved(width=8)
+    file = run / "args.json"
+    here = json.loads(file.read_text())
+    run.go_on()
+    assert json.loads(file.read_text()) == here  # the same ones are not said twice
+    file.write_text(json.dumps(here | {"commit": "0123abc", "machine": "a GPU"}))
+    run.go_on()
+    then = json.loads(file.read_text())
+    assert then["machine"] == f"a GPU; {here['machine']}"
+    assert then["commit"] == (f"0123abc; {here['commit']}" if here["commit"] else "0123abc")
+    file.unlink()
+    run.go_on()
+    assert json.loads(file.read_text()) == here
 
 
 def test_the_log_is_rewound_and_survives_a_cut_line(in_tmp):

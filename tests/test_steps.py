@@ -4,7 +4,9 @@ pytest tests/test_steps.py
 """
 
 import json
+import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -36,6 +38,11 @@ def test_which_rows_a_script_has_where():
     graphs = ["graph-fp32", "graph-tf32", "graph-bf16"]
     assert steps.rows_of("vae", CUDA) == ["plain", "fp32", "tf32", "bf16", *graphs]
     assert steps.rows_of("wgan_gp", CUDA) == ["plain", "fp32", "graph-fp32"]
+
+
+def test_the_plain_loops_images_may_go_to_another_process():
+    images = pickle.loads(pickle.dumps(steps.Images(np.zeros((2, 32, 32, 3), np.uint8))))
+    assert len(images) == 2 and images[1].shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize(

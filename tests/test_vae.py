@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import checkpoint, metrics, untrained_vae
+from PIL import Image
 from torch import nn
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
@@ -207,6 +208,22 @@ def test_a_run_leaves_what_it_promises_and_is_measured_and_drawn_from_again(
     vae.main(["--name", "whole", "--sample", "3"])
     assert '"step": 99' in file.read_text()
     assert len(os.listdir("runs/whole/samples-normal")) == 3
+
+
+def test_what_a_gpu_trained_is_sampled_without_one_and_without_the_images(in_tmp):
+    untrained_vae("vae", in_tmp / "gone", precision="tf32", capture=True)
+    vae.main(["--name", "vae", "--device", "cpu", "--sample", "3"])
+    assert len(os.listdir("runs/vae/samples-normal")) == 3
+
+
+def test_images_of_one_colour_each_have_no_sharpness(in_tmp, no_figures, small_networks):
+    for i in range(30):
+        file = in_tmp / "colours" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (32, 32), (8 * i, 100, 200)).save(file)
+    vae.main("--data colours --batch-size 8 --epochs 1 --latent-dim 2 --device cpu --name colours".split())
+    found = metrics("colours")
+    assert found["mse"] > 0 and not [key for key in found if key.startswith("sharpness")]
 
 
 @pytest.mark.slow
