@@ -106,7 +106,8 @@ SENTENCES = [
      lambda: [(accuracy("supervised_128", "supervised"), 0)]),
     (r"on its frozen mean reads as much \(([\d.]+) %\)", lambda: [(accuracy("probe_supervised_128"), 1)]),
     (r"below the mean read ten points better \(([\d.]+) %\)", lambda: [(probe("vae_128", "layer below mu"), 1)]),
-    (r"after 20 it reads ([\d.]+) %", lambda: [(probe("vae_128"), 1)]),
+    (r"after 5 epochs it reads ([\d.]+) %, after 20 epochs ([\d.]+) %",
+     lambda: [(accuracy("probe_vae_128_seed_0-epoch5"), 1), (probe("vae_128"), 1)]),
     (r"With labels 64 are as good as 128 \(([\d.]+) %\)", lambda: [(accuracy("supervised_64", "supervised"), 1)]),
     (r"reads as well as its mean \(([\d.]+) %\)", lambda: [(probe("vae_128", "z ~ q(z|x)"), 1)]),
     (r"are read best \((\d+) and (\d+) %\), birds and cats worst \((\d+) and (\d+) %\)",
@@ -137,6 +138,17 @@ SENTENCES = [
               for model in ("vae_patches", "vae_128")]
      + [(imagenet(model, kind), 1) for kind in ("generation", "generation_expost")
         for model in ("vae_patches", "vae_128")]),
+    (r"\*\*With 64 dimensions\*\* the same weight does less of both: mu reads ([\d.]+) % instead of ([\d.]+) % "
+     r"\(([\d.]+) points more; 95 % interval ([\d.]+) to ([\d.]+)\), for (\d+) % more squared error \(([\d.]+) against "
+     r"([\d.]+)\), and its 1024 features ([\d.]+) % instead of ([\d.]+) %\. All its samples are nearer, by both rulers "
+     r"\(from N\(0, I\) (\d+) against (\d+) and ([\d.]+) against ([\d.]+), ex-post (\d+) against (\d+) and ([\d.]+) "
+     r"against ([\d.]+)\)",
+     lambda: [(probe("vae_patches_64"), 1), (probe("vae_64"), 1), (against("vae_patches_64", "difference"), 1),
+              *((end, 1) for end in against("vae_patches_64", "interval")),
+              (100 * (mse("vae_patches_64") / mse("vae_64") - 1), 0), (mse("vae_patches_64"), 4), (mse("vae_64"), 4),
+              (probe("vae_patches_64", "layer below mu"), 1), (probe("vae_64", "layer below mu"), 1)]
+     + [(ruler(model, kind), digits) for kind in ("generation", "generation_expost")
+        for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_patches_64", "vae_64")]),
     (r"two points more than random features \(([\d.]+) %\)",
      lambda: [(accuracy("probe_vae_128_seed_0", "untrained encoder"), 1)]),
     (r"falls from 0\.012 after four epochs to ([\d.]+) after 20\.", lambda: [(of("vae_gan_128", "mse"), 4)]),
