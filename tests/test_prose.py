@@ -175,6 +175,15 @@ SENTENCES = [
      r"and ([\d.]+) against ([\d.]+); ex-post samples at (\d+) against (\d+) and ([\d.]+) against ([\d.]+)\.",
      lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation", "generation_expost")
               for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_128", "vae_128")]),
+    (r"farther away \((\d+) against (\d+), ([\d.]+) against ([\d.]+)\), and its ex-post samples nearer \((\d+) against "
+     r"(\d+), ([\d.]+) against ([\d.]+)\); about samples from N\(0, I\) the rulers disagree \((\d+) against (\d+), ([\d.]+) "
+     r"against ([\d.]+)\)",
+     lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation_expost", "generation")
+              for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_64", "vae_gan_128")]),
+    (r"From 64 dimensions it reads ([\d.]+) %, ([\d.]+) points more than from the VAE's 64 \(95 % interval ([\d.]+) to "
+     r"([\d.]+)\)",
+     lambda: [(probe("vae_gan_64"), 1), (against("vae_gan_64", "difference"), 1),
+              *((end, 1) for end in against("vae_gan_64", "interval"))]),
     (r"\*\*64 dimensions\*\* read ([\d.]+) %, about as 64 principal components do \(([\d.]+) %\)",
      lambda: [(probe("vae_64"), 1), (probe("vae_64", "principal components"), 1)]),
     (r"with weight (\d+), gives the encoder", lambda: [(weight("vae_gan_patches"), 0)]),
@@ -191,6 +200,12 @@ SENTENCES = [
     (r"factors of ([\d.]+) to ([\d.]+), ImageNet's network by ([\d.]+) to ([\d.]+)\.",
      lambda: [(end(ratios(ruler)), 1) for ruler in (fd, imagenet) for end in (min, max)]),
 ]  # fmt: skip
+
+
+def test_with_64_dimensions_the_vae_gan_is_nearer_than_the_vae_and_the_vae_farther_than_with_128():
+    for kind in ("reconstruction", "generation", "generation_expost"):
+        for ruler in (fd, imagenet):
+            assert ruler("vae_gan_64", kind) < ruler("vae_64", kind) > ruler("vae_128", kind)
 
 
 @pytest.mark.parametrize(("sentence", "numbers"), SENTENCES, ids=[sentence[:40] for sentence, _ in SENTENCES])
