@@ -24,6 +24,7 @@ PLAIN |= {"40", "3,072", "8,192", "45,000", "50,000"}
 # encoder with batch norm's statistics of training images; patch features themselves
 ELSEWHERE = {"41.6", "36.9", "60.5", "39.1", "0.012", "226", "233", "228", "218", "1,500"}
 ELSEWHERE |= {"0.77", "0.1", "0.13", "18"}  # the log of vae_gan_128: its last hundred lines; the epoch of a spike
+ELSEWHERE |= {"16", "14.5", "13.4", "12.7", "7.9", "8.5", "9.2"}  # benchmarks/neighbours.py, with its command
 ELSEWHERE |= {"9", "3230", "3190"}  # the log of vae_patches: 1000 test images after each epoch
 
 
