@@ -160,10 +160,11 @@ def main(argv=None):
     metrics = evaluate(net, found.test, found.test_labels)
     metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
-    pictures.plot_curves(run.read_log(), run / "curves.png", titles, data.measured_on(args))
+    measured = data.measured_on(args)
+    pictures.plot_curves(run.read_log(), run / "curves.png", titles, measured)
     inception.export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
-    title = f"{args.data}, {len(found.test)} {data.measured_on(args)} images"
+    title = f"{args.data}, {len(found.test)} {measured} images"
     run.summary(title, metrics)
 
 

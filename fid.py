@@ -213,7 +213,6 @@ def kernel_distance(x, y, seed=0):
 
 def measure(side, extractor, data_dir, batch_size=None, keep=None, limit=None):
     """Statistics of a side that has images. keep: a list that receives its features. limit: of so many of them."""
-    batch_size = batch_size or default_batch(extractor.device)
     if side.data_set:
         name, split = side.data_set
         x, _ = ranks.main_first(lambda: data.load(name, data_dir, split, extractor.device))
@@ -224,8 +223,8 @@ def measure(side, extractor, data_dir, batch_size=None, keep=None, limit=None):
     if limit:
         files = sorted(files, key=place)[:limit]  # at random: a sorted folder may begin with one class
     with quiet_pillow():
-        mine = files[ranks.rank() :: ranks.world_size()]
-        found = statistics(batches(mine, batch_size, done), extractor, progress=side.text, total=len(files), keep=keep)
+        mine, size = files[ranks.rank() :: ranks.world_size()], batch_size or default_batch(extractor.device)
+        found = statistics(batches(mine, size, done), extractor, progress=side.text, total=len(files), keep=keep)
     done = sum(ranks.gather(done), Counter())
     if done and not limit:
         how = "converted to RGB as pytorch-fid does, alpha dropped, not turned as EXIF says"
@@ -270,7 +269,8 @@ def compare(sides, found, key, name, recipe, device):
 def check_fast(sides, extractor, reference, data_dir, batch_size=None):
     """Both distances over up to CHECKED images a side, for --json; says them."""
     found = [measure_both(sides, each, data_dir, batch_size, limit=CHECKED) for each in (extractor, reference)]
-    (fast, exact), counts = [distance(sides, both) for both in found], [side.n for side in found[0]]
+    fast, exact = (distance(sides, both) for both in found)
+    counts = [side.n for side in found[0]]
     note(f"over {counts[0]} images against {counts[1]} --fast {extractor.fast} gives {fast:.4f}, float32 {exact:.4f}")
     return {"checked": counts, "checked_fast": fast, "checked_reference": exact}
 

@@ -35,7 +35,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from common import runs  # noqa: E402
+from common import inception, runs  # noqa: E402
 
 LIMIT = 900  # seconds that a script may take, so that a hanging one is a fault and not the end of the campaign
 VARIES = {"seconds", "cpu_seconds", "resume"}  # what an unbroken run and a resumed one need not share
@@ -372,9 +372,7 @@ def features():
     path = WORK / "features.pt2"
     with ONE_AT_A_TIME:
         if not path.exists():
-            example, sizes = torch.zeros(4, 3, 48, 40, dtype=torch.uint8), {0: "B", 2: "H", 3: "W"}
-            sizes = {dim: torch.export.Dim(name) for dim, name in sizes.items()}
-            torch.export.save(torch.export.export(Colours(), (example,), dynamic_shapes=(sizes,)), path)
+            inception.export(Colours(), path)
     return path
 
 

@@ -22,7 +22,7 @@ def save_figure(figure, path, dpi="figure"):
     plt.close(figure)
 
 
-def plot_curves(log, path, titles, measured="test"):
+def plot_curves(log, path, titles, measured):
     """One panel for each key of `titles`, against epochs, from the records of log.jsonl.
 
     Records that hold "loss" are of training batches, the others of `measured` images.
