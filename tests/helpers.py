@@ -109,8 +109,9 @@ def untrained_vae(name, folder, seed=0, latent_dim=4, **flags):
 
 
 def environment():
-    """Of a process that may import the scripts, and what tests have."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    """Of a process that may import the scripts, what tests have, and packages that PYTHONPATH names."""
+    path = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"}
 
 
 def torchrun(folder, *argv, n=2):
