@@ -38,7 +38,7 @@ from vae import SEEN, VAE, decode, draw_latents, encode, evaluate, finish, gauss
 
 CURVES = {"feature_nll": "-log p(Dis_l(x)|z), nats", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 LAYERS = ("conv1", "conv2", "fc")
-ADVICE = "lower --lr, or raise --gamma, and start anew"
+ADVICE = "lower --lr, and start anew"
 PATIENCE = 10  # log lines in a row that must tell of a collapse before it is said
 
 
@@ -189,7 +189,7 @@ def make_update(vae, average, discriminator, head, optimizers, images, args):
 def trouble(means):
     """What the means of a log line say about a collapse: one sentence with what to change, or None."""
     if means["dis_real"] > 0.99 and max(means["dis_hat"], means["dis_p"]) < 0.01:
-        return "the discriminator is certain of every image, so the decoder learns little: raise --gamma or lower --lr"
+        return "the discriminator is certain of every image, so the decoder learns little: lower --gamma or --lr"
     if means["spread"] < 0.1:
         return "all samples look alike (mode collapse): raise --gamma or lower --lr, and start anew"
     if means["kl"] < 0.5:

@@ -123,7 +123,7 @@ def draw_losses(path, label, shown, alone):
     """
     figure, axes = plt.subplots(len(shown), 4, figsize=(17, 3.7 * len(shown) + 1), layout="constrained", squeeze=False)
     figure.suptitle(
-        f"Where the ELBO is lost: the best Gaussian encoder and decoder with prior N(0, 1), on a {label}",
+        f"Where the ELBO is lost: the best Gaussian encoder and decoder found, prior N(0, 1), on a {label}",
         fontsize=14,
     )
     for row, (floor, (best, view)) in zip(axes, shown.items(), strict=True):
