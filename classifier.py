@@ -82,7 +82,7 @@ class ResNet(nn.Module):
 
 
 def shifted(x, shift):
-    """x (B, 3, H, W), shift (2, B) in 0..4 -> each image moved by shift - 2 pixels, its edges reflected."""
+    """x (B, 3, H, W), shift (2, B) in 0..4 -> each image moved by 2 - shift pixels, its edges reflected."""
     windows = F.pad(x, [2] * 4, mode="reflect").unfold(2, x.shape[2], 1).unfold(3, x.shape[3], 1)
     return windows[torch.arange(len(x), device=x.device), :, shift[0], shift[1]]  # of (B, 3, 5, 5, H, W)
 
@@ -122,9 +122,9 @@ def train(args, run, net, split):
             shift = torch.randint(0, 5, (2, len(rows)), device=images.device, generator=loop.generator("shift"))
             x, y = shifted(data.batch(images, rows, flip), shift), labels[rows]
             rise, fall = step / (0.2 * loop.total + 1), (loop.total - step + 1) / (0.8 * loop.total)
-            lr = min(rise, fall)  # up for a fifth of the steps, then down; a share of args.lr
+            share = min(rise, fall)  # of args.lr: up for a fifth of the steps, then down
             for group in optimizer.param_groups:
-                group["lr"] = args.lr * group["factor"] * lr
+                group["lr"] = args.lr * group["factor"] * share
             h = net.stem(x.contiguous(memory_format=torch.channels_last))  # whitening would magnify bfloat16's rounding
             with devices.autocast(images.device, args.precision):
                 logits = net.logits(net.body(h))
@@ -133,12 +133,12 @@ def train(args, run, net, split):
             loss.backward()
             optimizer.step()
             if step % 5 == 0 or step == loop.total:  # Lookahead: slow weights follow, the fast go on there
-                devices.average_weights(average, net, torch.tensor(0.77 * (step / loop.total) ** 3, device=x.device))
+                devices.average_weights(average, net, torch.full((), 0.77 * (step / loop.total) ** 3, device=x.device))
                 net.load_state_dict(average.state_dict())
             if loop.logs():  # the only time that the host waits for the device
                 found = {"loss": loss.item(), "cross_entropy": F.cross_entropy(logits, y).item()}
                 found["accuracy"] = (logits.argmax(1) == y).float().mean().item()
-                loop.log(lr=args.lr * lr, **found)
+                loop.log(lr=args.lr * share, **found)
                 loop.show(f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.3f}")
             if loop.saves():
                 loop.save(evaluate(average, split.test[:SEEN], split.test_labels[:SEEN]))

@@ -188,8 +188,8 @@ def model_distances(sets, test, extractor, folder, label):
 def kernel_distance(x, y, seed=0):
     """KID: unbiased squared MMD with the kernel (x.y / D + 1)^3, and its standard error.  Binkowski et al. 2018.
 
-    x (N, D), y (M, D) features -> mean and standard error over disjoint random subsets: ten or more of up to 1000
-    images. Disjoint, because subsets that share images are not independent and would make the error look smaller.
+    x (N, D), y (M, D) features -> mean and standard error over disjoint random subsets: ten or more (fewer below
+    20 images) of up to 1000. Disjoint, because the error of subsets that share images would look smaller than it is.
     """
     n = min(len(x), len(y))
     if n < FEWEST:

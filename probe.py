@@ -58,7 +58,7 @@ def parse_args(argv=None):
         return runs.parse(parser, argv, "probe.py", may_differ=("data_dir",))
     if args.resume:
         raise runs.UserError("--resume continues a training with --supervised; a probe begins anew and takes seconds")
-    for key in ("latent_dim", "epochs", "batch_size", "lr", "log_every"):
+    for key in ("latent_dim", "epochs", "batch_size", "lr", "log_every", "precision"):
         if getattr(args, key) != parser.get_default(key):
             raise runs.UserError(f"{runs.spelled(key)} is of a training with --supervised: omit it")
     saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
@@ -304,7 +304,7 @@ def main(argv=None):
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}
     metrics = {"data": args.data, "holdout": args.holdout, "images": len(split.images), "test_images": len(truth)}
-    metrics |= found | {"per_class": per_class, "versions": runs.versions()}
+    metrics |= found | {"per_class": per_class}
     pictures.plot_confusion(predicted, truth, names, run / "confusion.png")
     codes, test_codes = standardise(vae.encode(model, split.images), vae.encode(model, split.test))
     pictures.plot_latents(codes, split.labels, test_codes, truth, names, run / "latents.png")

@@ -14,7 +14,8 @@ Measured with OMP_NUM_THREADS=1 python vae.py --epochs 6 (CIFAR-10, seed 0), on 
 (AMD EPYC, float32, torch 2.13.0+cpu, 2026-11-23). FID, CUDA and 50 epochs: not measured.
 
 Symbols: x image, z latent, mu and logvar mean and log-variance of q(z|x), x_hat = decoder(z) mean of p(x|z), sigma2 the
-decoder's variance. ELBO = E_q[log p(x|z)] - beta KL(q(z|x) || p(z)), in nats an image, over all pixels and latents.
+decoder's variance. ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), in nats an image, over all pixels and latents; training
+weighs the KL by --beta.
 Deviations: the encoder's "FC 128" is two heads, mu and logvar; padding 1 at stride 2, 'same' zero padding for the last
 convolution; one variance, each batch's best (Rybkin et al.); Adam, batches of 128 (Kingma & Welling: Adagrad, 100);
 what is measured are averaged weights. REPORT.md's appendix says how rate, schedule and average were chosen.
@@ -306,7 +307,7 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
     made = {"reconstruction": decode(vae, encode(vae, test))}
     for name, prior in {"generation": "normal", "generation_expost": "expost"}.items():
         made[name] = decode(vae, draw_latents(vae, max(len(test), 128), prior, images, args.seed))
-    metrics |= evaluate(vae, test, args.seed) | run.earlier_distances(metrics["step"])
+    metrics |= evaluate(vae, test, args.seed) | script.earlier_distances(run, metrics["step"])
     script.draw_interpolations(run, test, lambda x: encode(vae, x), lambda z: decode(vae, z))
     for extractor in extractors:
         sets = script.distance_sets(args, **made, floor=images)

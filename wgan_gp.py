@@ -18,8 +18,8 @@ penalty is taken (its x-hat), critic f (its D), mix its epsilon.
 Deviations from Gulrajani et al., Algorithm 1 and their toy experiments: the penalty is one-sided (theirs is two-sided
 by default) with weight 0.1 (10); a drift term, 0.3 times the mean of critic(x_real)^2 (Karras et al. 2018, arXiv
 1710.10196, with 0.001); learning rates 2e-3, the generator's falling linearly to 0, the critic's to 0.3 of it, so that
-it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9)); inputs times 10; a leaky critic
-whose first biases are times 10; all measurements on a running average of the generator's weights.
+it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9)); inputs times 10; a leaky critic whose first biases are
+times 10; all measurements on a running average of the generator's weights.
 --loss clip uses Adam (Arjovsky et al.: RMSProp) and |w| <= 0.1 (0.01). --capture was not yet run on CUDA.
 """
 
@@ -127,17 +127,24 @@ def gradient_norm(critic, x):
     return torch.linalg.vector_norm(gradient.flatten(1), dim=1)  # over the whole sample, not an axis of it
 
 
-def gradient_penalty(critic, x_real, x_fake, generator=None, mix=None, one_sided=False):
+def gradient_penalty(critic, x_real, x_fake, mix, one_sided=False):
     """(|grad critic(x_interp)| - 1)^2 per sample at x_interp = x_real + mix (x_fake - x_real). Gulrajani et al., eq. 3.
 
-    x_real, x_fake: (B, ...) -> (B,). mix ~ U[0, 1] per sample is drawn from `generator` unless given.
-    one_sided: max(0, |grad| - 1)^2, which a constant critic satisfies too.
+    x_real, x_fake: (B, ...), mix ~ U[0, 1]: (B,) -> (B,). one_sided: max(0, |grad| - 1)^2, 0 for a constant critic too.
     """
-    if mix is None:
-        mix = torch.rand(len(x_real), generator=generator, device=x_real.device)
     x_interp = torch.lerp(x_real, x_fake, mix.view(-1, *[1] * (x_real.dim() - 1)))
     excess = gradient_norm(critic, x_interp) - 1
     return (excess.clamp(min=0) if one_sided else excess).square()
+
+
+def critic_loss(critic, x_real, x_fake, mix, args):
+    """-> what the critic descends (Algorithm 1, line 7, and the drift), its Wasserstein estimate: a scalar each."""
+    on_real, on_fake = critic(torch.cat((x_real, x_fake))).chunk(2)  # one pass for both
+    estimate = on_real.mean() - on_fake.mean()  # W1, were the critic the best 1-Lipschitz function
+    if args.loss == "clip":
+        return -estimate, estimate
+    penalty = gradient_penalty(critic, x_real, x_fake, mix, args.one_sided).mean()
+    return -estimate + args.penalty * penalty + args.drift * on_real.square().mean(), estimate
 
 
 def set_gradients(module, loss):
@@ -157,12 +164,7 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
         with torch.no_grad():
             x_fake = generator(z)
         for real, fake, share in zip(x_real, x_fake, mix, strict=True):
-            on_real, on_fake = critic(torch.cat((real, fake))).chunk(2)  # one pass for both
-            estimate = on_real.mean() - on_fake.mean()  # W1, were the critic the best 1-Lipschitz function
-            loss = -estimate
-            if args.loss == "gp":
-                penalty = gradient_penalty(critic, real, fake, mix=share, one_sided=args.one_sided)
-                loss = loss + args.penalty * penalty.mean() + args.drift * on_real.square().mean()
+            loss, estimate = critic_loss(critic, real, fake, share, args)
             set_gradients(critic, loss)
             critic_optimizer.step()
             if args.loss == "clip":
@@ -206,9 +208,8 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
     for mean, label in zip(MEANS, ("3 sigma of the truth", None), strict=True):
         axes[2].add_patch(plt.Circle(mean, 3 * sigma, fill=False, color="tab:green", label=label))
     axes[2].legend(loc="upper left", markerscale=4, fontsize=8)
-    limits = (-reach(sigma), reach(sigma))
-    for axis in axes:
-        axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
+    far = reach(sigma)
+    plt.setp(axes, xlim=(-far, far), ylim=(-far, far), aspect="equal", xlabel="$x_1$", ylabel="$x_2$")
     figure.suptitle(title)
     pictures.save_figure(figure, path, dpi=75)
 
@@ -316,7 +317,7 @@ def draw(args, run, device):
 
 def main(argv=None):
     args = parse_args(argv)
-    device = devices.start(args.device, capture=args.capture, divides=False)
+    device = devices.start(args.device, capture=args.capture and not args.sample, divides=False)
     torch.set_num_threads(args.threads)
     run = runs.Run(args, "wgan_gp.py", argv)
     if args.sample:

@@ -18,10 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import wgan_gp  # noqa: E402
-from common import (
-    devices,  # noqa: E402
-    runs,  # noqa: E402
-)
+from common import devices, runs  # noqa: E402
 from common.two_gaussians import MEANS, nearest_mode, sample_real  # noqa: E402
 
 SIGMA, NARROW, BATCH = 0.1, 0.8, 512
@@ -41,9 +38,9 @@ def lines(critic):
     weight, bias = critic.scale * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
     length = weight.norm(dim=1)
     distance = (torch.tensor(MEANS) @ weight.T + bias).abs() / length  # (2, width)
-    near = (distance < 3 * SIGMA).sum(0)
+    near = (distance < 3 * SIGMA).any(0)  # at either mode
     across = ((weight @ torch.tensor(DIRECTIONS["along"])) / length).square() > 0.5  # the normal is along
-    return near.sum().item(), near[across].sum().item()
+    return near.sum().item(), (near & across).sum().item()
 
 
 def fresh(seed, spread):
@@ -63,10 +60,9 @@ def estimate(critic, direction, seed, steps):
     for step in range(steps):
         devices.set_lr(optimizer, args.critic_lr * (1 - step / steps))
         real, fake = sample_real(BATCH, SIGMA, stream), narrowed(BATCH, direction, stream)
-        on_real, on_fake = critic(torch.cat((real, fake))).chunk(2)
-        penalty = wgan_gp.gradient_penalty(critic, real, fake, stream, one_sided=args.one_sided).mean()
-        drift = on_real.square().mean()
-        wgan_gp.set_gradients(critic, on_fake.mean() - on_real.mean() + args.penalty * penalty + args.drift * drift)
+        mix = torch.rand(BATCH, generator=stream)
+        loss, _ = wgan_gp.critic_loss(critic, real, fake, mix, args)
+        wgan_gp.set_gradients(critic, loss)
         optimizer.step()
     with torch.no_grad():
         real, fake = sample_real(50_000, SIGMA, stream), narrowed(50_000, direction, stream)

@@ -595,7 +595,8 @@ def main(argv=None):
                 child.kill()
     print("", *table(found), "", sep="\n")
     spent = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"{runs.machine()}; torch {torch.__version__}; commit {runs.versions()['commit']}; seed {args.seed}")
+    here = runs.versions("cpu")
+    print(f"{here['machine']}; torch {here['torch']}; commit {here['commit']}; seed {args.seed}")
     print(f"{spent.ru_utime + spent.ru_stime:.0f} processor seconds, {time.monotonic() - began:.0f} by the clock")
     return int(any(row["survived"] < row["tried"] or row["lost"] for row in found))
 

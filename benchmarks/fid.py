@@ -33,7 +33,10 @@ import torch.nn.functional as F  # noqa: E402
 
 from common import data, inception, pictures, runs  # noqa: E402
 
-PYTORCH_FID = "from common import data; data.import_torchvision(); from pytorch_fid.fid_score import main; main()"
+PYTORCH_FID = (
+    "import torch; torch.backends.cudnn.allow_tf32 = False; "  # on by default, and a difference of its own
+    "from common import data; data.import_torchvision(); from pytorch_fid.fid_score import main; main()"
+)
 
 
 def parse_args(argv=None):
@@ -60,7 +63,7 @@ def calibrated_weights(path, images, seed=0):
     torchvision = data.import_torchvision()
     from pytorch_fid import inception
 
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
         state = torchvision.models.inception_v3(num_classes=1008, aux_logits=False, init_weights=False).state_dict()
         with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state):
@@ -197,7 +200,7 @@ def main(argv=None):
         rows.append(row(text, *distances(n)))
     print("| | fid.py | pytorch-fid | ratio | relative difference |\n|---|---|---|---|---|")
     print("\n".join(rows))
-    versions = runs.versions()
+    versions = runs.versions(args.device)
     print(
         f"\n{versions['machine']}, torch {versions['torch']}, {os.cpu_count()} cores, "
         f"load {os.getloadavg()[0]:.1f}, weights: {args.weights or 'random, calibrated'}"

@@ -336,7 +336,7 @@ def main(argv=None):
     device = devices.start(args.device)
     path = runs.ROOT / args.name / "imagenet.pt2"
     inception.export(Features(fold(load_network())), path)
-    print(f"{path} is written; {runs.machine()}, torch {torch.__version__}\n")
+    print(f"{path} is written; {runs.machine(args.device)}, torch {torch.__version__}\n")
     if args.check and check(args, load_network(), inception.load_extractor(features=path, device=device)):
         raise UserError("a row is not as it should be: do not measure with these features")
 

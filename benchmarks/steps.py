@@ -258,7 +258,7 @@ def seconds(call, device):
 
 def now(device):
     if device.type == "cuda":
-        torch.cuda.synchronize()
+        torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
@@ -294,7 +294,7 @@ def measure(script, args):
     if args.row in ("plain", "returned"):
         precision = "fp32"
     device, captured = devices.pick_device(args.device), args.row.startswith("graph")
-    if not (script == "vae" and args.row in ("plain", "returned")):  # those are without what `start` sets
+    if device.type != "cpu" or not (script == "vae" and args.row in ("plain", "returned")):  # these return memory
         device = devices.start(args.device, precision, captured)
     settings = parse([])
     settings.precision, settings.capture = precision, captured
@@ -319,7 +319,7 @@ def measure(script, args):
 def table(script, args, device):
     """Print a script's table; each row is a process of its own."""
     size = args.batch_size or STEPS[script][0]([]).batch_size
-    print(f"\n{runs.machine()}, torch {torch.__version__}, batches of {size}\n")
+    print(f"\n{runs.machine(args.device)}, torch {torch.__version__}, batches of {size}\n")
     print(f"| step of {script}.py | {STEPS[script][3]} | ratio | share of a matrix product's rate |")
     print("|---|---:|---:|---:|")
     plain = None

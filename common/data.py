@@ -141,21 +141,19 @@ def check_classes(name, found):
     if lacking:
         raise UserError(
             f"--data {name}: of the {len(found.labels)} training images none is of class {', '.join(lacking)}: add "
-            "some, or take more with --limit and --holdout"
+            "some, raise --limit, or lower --holdout"
         )
 
 
 def load(name, data_dir, split, device="cpu"):
-    """-> images (N, 3, 32, 32) uint8 and labels (N,) int64 of split 'train' or 'test', on `device`.
+    """-> images (N, 3, 32, 32) uint8 and labels (N,) int64 of cifar10's or shapes' split, train or test, on `device`.
 
     Raises UserError when the data cannot be had or a file is damaged.
     """
     if name == "cifar10":
         images, labels = load_cifar10(Path(data_dir), split)
-    elif name == "shapes":
-        images, labels = shapes.load(Path(data_dir), split)
     else:
-        images, labels, _ = folders.read(folders.find(name), split)
+        images, labels = shapes.load(Path(data_dir), split)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 

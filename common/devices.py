@@ -59,12 +59,18 @@ def start(device_name, precision="fp32", capture=False, divides=True):
     ranks.start(device)
     if device.type == "cuda":
         torch.cuda.set_device(device.index or 0)  # streams, graphs and messages go to the current device
-        tf32 = "ieee" if precision == "fp32" else "tf32"
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = tf32
+        allow_tf32(precision != "fp32")
         torch.backends.cudnn.benchmark = True  # every batch has the same shape, so the search pays at once
     if device.type == "cpu":
         keep_memory()
     return device
+
+
+def allow_tf32(allowed):
+    """Whether CUDA may round the factors of float32 products and convolutions to TF32."""
+    # Not by fp32_precision of matmul and conv, the newer way: torch.export asks for cudnn.allow_tf32, and raises where
+    # that of convolutions and of recurrent layers differ
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
 def keep_memory():

@@ -170,11 +170,6 @@ def batches(files, batch_size, done):
         yield [torch.stack(group) for group in sizes.values()]
 
 
-def read(file, convert):
-    """-> the Picture of one file."""
-    return finish(file, *attempt(file, Image.open), convert)
-
-
 def finish(file, image, problem, convert):
     """The pixels of an image that is open, or a problem -> Picture."""
     if problem:

@@ -29,7 +29,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.export.passes import move_to_device_pass
 
-from common import data, ranks, runs
+from common import data, devices, ranks, runs
 from common.runs import UserError, is_out_of_memory
 from common.streams import first_line, note
 
@@ -74,11 +74,11 @@ def export(net, path):
 
 
 def wanted_extractor(fid, features, device):
-    """What a model's --fid (auto, off or a number) and --features ask for, or None: `auto` is off on a CPU.
+    """What a model's --fid (auto, off or a number) and --features ask for, or None. On a CPU `auto` takes the latter.
 
     Without the weights it says so and returns None, so that a training goes on; a bad --features raises UserError.
     """
-    if fid == "off" or (fid == "auto" and device.type == "cpu"):
+    if fid == "off" or (fid == "auto" and device.type == "cpu" and not features):
         return None
     try:
         return load_extractor(features=features, device=device)
@@ -192,15 +192,13 @@ def build_inception(content, path):
 @contextmanager
 def precision(fast):
     """TF32 on CUDA off, or with fast="tf32" on, whatever the program around has chosen."""
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
-    old = [backend.fp32_precision for backend in backends]
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    of_matmul, of_cudnn = matmul.allow_tf32, cudnn.allow_tf32
     try:
-        for backend in backends:
-            backend.fp32_precision = "tf32" if fast == "tf32" else "ieee"
+        devices.allow_tf32(fast == "tf32")
         yield
     finally:
-        for backend, value in zip(backends, old, strict=True):
-            backend.fp32_precision = value
+        matmul.allow_tf32, cudnn.allow_tf32 = of_matmul, of_cudnn
 
 
 class Exported:

@@ -24,7 +24,7 @@ SIZE, STRIDE = 6, 2  # of the patches, in pixels
 FILTERS = 300  # means of k-means; each counts with both signs
 THRESHOLD = 0.25  # a pattern that is weaker is not there
 DIMS = 64  # principal components
-LEARNED_FROM = 4000  # images, whose patches are all learned from
+LEARNED_FROM = 4000  # images, whose patches side by side are learned from
 
 
 def extract(images, stride):

@@ -1,4 +1,4 @@
-"""The plumbing of a run: flags, run folder, log, checkpoints, stopping, errors, torchrun's processes.
+"""The plumbing of a run: flags, the run's folder with its lock, log and checkpoints, errors as one sentence.
 
 Everything here is the same for every model, so that a model's script holds only model, losses, loop and plots.
 Nothing here knows a model or a data set.
@@ -59,7 +59,7 @@ def cli(main):
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        code, message = 2, "there is too little free memory for this; a smaller --batch-size helps"
+        code, message = 2, "there is too little free memory for this: free some, or lower --batch-size if there is one"
     if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
         print(f"\r{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     ranks.leave()
@@ -68,7 +68,8 @@ def cli(main):
 
 def is_out_of_memory(error):
     """Whether an exception says that memory ran out, of the device or of the machine."""
-    words = ("can't allocate memory", "not enough memory", "can't start new thread")  # PyTorch's CPU allocator, threads
+    words = ["can't allocate memory", "not enough memory", "can't start new thread"]  # PyTorch's CPU allocator, threads
+    words += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # a GPU that others have filled
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
 
 
@@ -122,7 +123,7 @@ def add_run_flags(parser, name):
     parser.add_argument("--resume", action="store_true", help="continue runs/NAME from its checkpoint")
 
 
-def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=(), anew=()):
+def parse(parser, argv, script, reuse=("resume",), may_differ=(), anew=()):
     """Parse argv. With one of the `reuse` flags set, the flags saved in runs/NAME/checkpoint.pt become the defaults.
 
     A flag given on the command line that contradicts the saved one is an error unless listed in `may_differ`:
@@ -133,7 +134,7 @@ def parse(parser, argv=None, script=None, reuse=("resume",), may_differ=(), anew
         return args
     path = ROOT / args.name / "checkpoint.pt"
     state = load_checkpoint(path)
-    check_script(state, script or state["script"], path)
+    check_script(state, script, path)
     if args.resume:
         check_flags_are_known(state, args)
     own = ("name", *reuse, *anew)
@@ -274,7 +275,7 @@ def load_weights(module, weights, path):
 
 
 def versions(device=None):
-    """What a result depends on besides its flags. device: --device, where there is one."""
+    """What a result depends on besides its flags. device: --device; "cpu" where a script has no such flag."""
     commit = None
     here = Path(__file__).resolve().parents[1]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -388,7 +389,7 @@ class Run:
         """args.json: the command, all flags, and what a result depends on besides them."""
         write_json(
             self / "args.json",
-            {"script": self.script, "command": self.command, **self.args, **versions(self.args.get("device"))},
+            {"script": self.script, "command": self.command, **self.args, **versions(self.args.get("device", "cpu"))},
         )
 
     def go_on(self):
@@ -401,9 +402,9 @@ class Run:
         if not made:  # somebody took it away
             self.write_args()
             return
-        for key, now in versions(self.args.get("device")).items():
+        for key, now in versions(self.args.get("device", "cpu")).items():
             before = made.get(key)
-            if before and now and now not in before:
+            if before and now and now not in before.split("; "):
                 made[key] = f"{before}; {now}"
             else:
                 made[key] = before or now  # outside of git there is no commit
@@ -488,11 +489,6 @@ class Run:
             for path in self.frames():
                 if path.name > self.frame(step).name:
                     path.unlink(missing_ok=True)
-
-    def earlier_distances(self, step):
-        """The Frechet distances that metrics.json already holds of the weights at `step`: they took long to measure."""
-        old = read_json(self / "metrics.json")
-        return {k: v for k, v in old.items() if k.startswith(("fid_", "fd_"))} if old.get("step") == step else {}
 
     def summary(self, title, metrics):
         """Print the closing table, and which pictures the run has."""

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from common import data, devices, pictures, runs
 from common.inception import wanted_extractor
@@ -15,6 +16,7 @@ MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "fe
 FRAME = 64  # samples in a frame of training.gif, which has a frame for each checkpoint at an epoch's end
 FRAMES = 30  # at most so many: a file that a page can show
 POINTS = 8  # of an interpolation
+DISTANCES = ("fid_", "fd_")  # how their names in metrics.json begin
 
 
 def add_flags(parser, name, batch_size, lr):
@@ -34,7 +36,7 @@ def add_flags(parser, name, batch_size, lr):
     add("--sample", type=number(int, 1), help="write SAMPLE images from the checkpoint, do no more")
     add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     count = number(int, 2, words=("auto", "off"))
-    add("--fid", type=count, default="auto", help="images: auto (10,000, but off on a CPU), off, or N")
+    add("--fid", type=count, default="auto", help="images: auto (10,000; on a CPU only with --features), off, or N")
     add("--features", nargs="+", help="of the distances: inception (the default), torch.export programs, or several")
 
 
@@ -88,14 +90,18 @@ def write_samples(run, args, samples):
 
 
 def great_circle(a, b, points):
-    """Spherical interpolation (slerp) from a to b, both included: each (N, Z) -> (N, points, Z)."""
+    """From a to b, both included, directions by spherical interpolation (slerp), norms linearly: each (N, Z) ->
+    (N, points, Z).
+    """
     # Not the straight line: the mu of images have about the norm of z ~ N(0, I), two of them stand about at right
     # angles, so that the line between them comes nearer to 0 than the codes of images do, and there the decoder blurs.
     first, last = (mu.cpu().double()[:, None] for mu in (a, b))
     t = torch.linspace(0, 1, points, dtype=first.dtype)[:, None]
-    cosine = torch.cosine_similarity(first, last, dim=-1)[..., None]
+    norm = torch.lerp(first.norm(dim=-1, keepdim=True), last.norm(dim=-1, keepdim=True), t)
+    first, last = F.normalize(first, dim=-1), F.normalize(last, dim=-1)
+    cosine = (first * last).sum(-1, keepdim=True)
     angle = torch.acos(cosine.clamp(-1 + 1e-9, 1 - 1e-9))  # of equal and of opposite codes: next to it
-    z = (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
+    z = norm * (torch.sin((1 - t) * angle) * first + torch.sin(t * angle) * last) / torch.sin(angle)
     return z.to(a)
 
 
@@ -120,6 +126,14 @@ def draw_interpolations(run, test, encode, decode):
 def label(args):
     """The name of the measured images' statistics in the cache."""
     return f"{Path(args.data).name}-{data.measured_on(args).split()[0]}"
+
+
+def earlier_distances(run, step):
+    """The distances that metrics.json already holds of the weights at `step`: they took long to measure."""
+    old = runs.read_json(run / "metrics.json")
+    if old.get("step") != step:
+        return {}
+    return {key: value for key, value in old.items() if key.startswith(DISTANCES)}
 
 
 def distance_sets(args, **sets):
@@ -150,6 +164,7 @@ def finish(run, args, metrics, test, made, curves):
         pictures.write_gif(pictures.spread(run.frames(), FRAMES), run / "training.gif", colours=256)
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     run.summary(f"{args.data}, {len(test)} {measured} images", metrics)
-    if args.fid == "auto" and test.device.type == "cpu":
-        print("  no FID: 40,000 images through Inception take most of an hour on a CPU. This fills it in:")
+    measured_any = any(key.startswith(DISTANCES) for key in metrics)
+    if args.fid == "auto" and test.device.type == "cpu" and not measured_any:
+        print("  no FID: --fid auto leaves Inception out on a CPU, where it takes most of an hour. This fills it in:")
         print(f"  python {run.script} --name {args.name} --eval-only --fid 10000")

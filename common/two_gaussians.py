@@ -3,6 +3,7 @@
 What wgan_gp.py learns, and how it is judged. Nothing here knows a network.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -18,11 +19,17 @@ MEANS = ((0.5, 0.5), (-0.5, -0.5))
 N_W2, N_STATISTICS = 2000, 20_000  # samples in a W2; in the shares, means and standard deviations
 
 
+@functools.cache
+def means(device):
+    """MEANS as a tensor (2, 2), copied to `device` once: a copy in each step would let the host wait for a GPU."""
+    return torch.tensor(MEANS, device=device)
+
+
 def sample_real(n, sigma=0.1, generator=None, device="cpu"):
     """n draws from 1/2 N((.5, .5), sigma^2 I) + 1/2 N((-.5, -.5), sigma^2 I) -> (n, 2)."""
     mode = torch.randint(len(MEANS), (n,), generator=generator, device=device)
     noise = torch.randn(n, 2, generator=generator, device=device)
-    return torch.tensor(MEANS, device=device)[mode] + sigma * noise
+    return means(device)[mode] + sigma * noise
 
 
 def nearest_mode(x):

@@ -110,8 +110,8 @@ def parse_args(argv=None):
 def main(argv=None):
     args = parse_args(argv)
     began = time.time()
-    folder = runs.Run(args, "prior_proofs/counterexample_2d.py", argv)
-    folder.begin()
+    run = runs.Run(args, "prior_proofs/counterexample_2d.py", argv)
+    run.begin()
     print(__doc__.split("\n\n", 2)[2])
     checks = walk(STEPS, args.slip, "counterexample_2d")
     fine, coarse = expectations(args.nodes), expectations(args.nodes // 2)
@@ -124,8 +124,8 @@ def main(argv=None):
     if not (all(checks.values()) and all(math.isclose(found["gap"], 0, abs_tol=1e-10) for found in fine.values())):
         sys.exit(1)
     record = {**fine, "checks": checks, "seconds": round(time.time() - began, 1)}
-    runs.write_json(folder / "metrics.json", record)
-    print(f"\n  numbers: {folder / 'metrics.json'}; {record['seconds']} s")
+    runs.write_json(run / "metrics.json", record)
+    print(f"\n  numbers: {run / 'metrics.json'}; {record['seconds']} s")
 
 
 if __name__ == "__main__":

@@ -248,25 +248,25 @@ def summary(data, measured, spread, encoder, decoder, **more):
                 measured.likelihood_error, spread, *encoder, *decoder, **more)  # fmt: skip
 
 
-def affine_maps(data, d, tau, rho, floor):
-    """The affine maps whose latent has mean d, deviation tau and correlation rho with x -> encoder, decoder, dict
+def affine_maps(data, eta, tau, rho, floor):
+    """The affine maps whose latent has mean eta, deviation tau and correlation rho with x -> encoder, decoder, dict
 
-    The decoder is the regression of x on z, which is the best affine one. At a fixed d and tau, rho runs along the
+    The decoder is the regression of x on z, which is the best affine one. At a fixed eta and tau, rho runs along the
     ridge c^2 Var x + v = tau^2 (README.md, section 6).
     """
     sd = math.sqrt(data.variance)
     c, v = rho * tau / sd, tau**2 * (1 - rho**2)
     a, s = rho * sd / tau, max(data.variance * (1 - rho**2), floor**2)
-    at = d - c * data.mean
-    b = data.mean - a * d
-    encoder = (lambda x: c * x + at), (lambda x: np.full(np.shape(x), v))
+    d = eta - c * data.mean
+    b = data.mean - a * eta
+    encoder = (lambda x: c * x + d), (lambda x: np.full(np.shape(x), v))
     decoder = (lambda z: a * z + b), (lambda z: np.full(np.shape(z), s))
-    return encoder, decoder, {"a": a, "b": b, "s": s, "c": c, "d": at, "v": v}
+    return encoder, decoder, {"a": a, "b": b, "s": s, "c": c, "d": d, "v": v}
 
 
-def affine_elbo(data, prior, d, tau, rho, floor):
+def affine_elbo(data, prior, eta, tau, rho, floor):
     """-> plane.Measured"""
-    encoder, (mu, s), parameters = affine_maps(data, d, tau, rho, floor)
+    encoder, (mu, s), parameters = affine_maps(data, eta, tau, rho, floor)
     measured = evaluate(data, prior, *encoder, lambda z, moments: (mu(z), s(z)))
     reach = max(data.high - data.mean, data.mean - data.low)
     measured.error += data.tail * reach**2 / parameters["s"]  # an affine decoder misses the tails by |x|
@@ -274,7 +274,7 @@ def affine_elbo(data, prior, d, tau, rho, floor):
 
 
 def best_affine(data, prior, floor):
-    """-> Best. Nelder-Mead over d, log tau and rho (|rho| < 0.95) from the prior's mean and from either side of it."""
+    """-> Best. Nelder-Mead over eta, log tau and rho (|rho| < 0.95) from the prior's mean and either side of it."""
 
     def loss(y):
         encoder, (mu, s), _ = affine_maps(data, y[0], math.exp(y[1]), 0.95 * math.tanh(y[2]), floor)

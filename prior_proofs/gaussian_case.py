@@ -120,7 +120,7 @@ def main(argv=None):
     args = sweep.parse_args(__doc__, "prior_gaussian", STEPS, argv)
     sweep.run(args, "prior_proofs/gaussian_case.py", THEOREM, STEPS, CASES, CONTROL,
               title="Gaussian data, a prior that is not: the bound is approached only as the floor falls",
-              figure="gaussian_case.png", shown=(MIXTURE, (0.5, 0.2, 0.05)))  # fmt: skip
+              figure="gaussian_case.png", shown=(MIXTURE, (0.5, 0.2, 0.05)), argv=argv)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ def main(argv=None):
               title="Data that are not Gaussian, prior N(0, 1): the bound is approached only as the floor falls",
               figure="non_gaussian_case.png", shown=(MIXTURE, (0.5, 0.2, 0.05)),
               losses=("where_it_is_lost.png", (0.3, 0.1)),
-              extra=(positive_control, functools.partial(sign_decoder, args.knots)))  # fmt: skip
+              extra=(positive_control, functools.partial(sign_decoder, args.knots)), argv=argv)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from common import runs
 from prior_proofs import approach, densities, elbo, figures, mixing
+from prior_proofs.densities import Density
 from prior_proofs.lemma import walk
 from prior_proofs.plane import IDENTITY_TOLERANCE
 
@@ -49,9 +50,8 @@ def parse_args(doc, name, steps, argv=None):
     return parser.parse_args(argv)
 
 
-def free_gaps(case, floors, knots, bar):
+def free_gaps(case, data, prior, floors, knots, bar):
     """-> [Best], one a floor"""
-    data, prior = load(case)
     found = []
     for floor in floors:
         bar.set_postfix_str(f"{case.key}, floor {floor:g}")
@@ -76,16 +76,13 @@ def decoder_alone(case, data, floor, best, higher):
 
 
 def load(case):
-    return (
-        elbo.Density(getattr(densities, case.data), "data density"),
-        elbo.Density(getattr(densities, case.prior), "prior"),
-    )
+    """-> the Density of its data, that of its prior"""
+    return Density(getattr(densities, case.data), "data density"), Density(getattr(densities, case.prior), "prior")
 
 
-def affine_gap(case, bar):
+def affine_gap(case, data, prior, bar):
     """-> Best and the gaps along the ridge, [{"a", "s", "c", "v", "gap", "likelihood_gap"}]"""
     bar.set_postfix_str(f"{case.key}, affine")
-    data, prior = load(case)
     best, ridge = elbo.best_elbo(data, prior), []
     for rho in RHOS:
         point = best.parameters["eta"], best.parameters["tau"], rho
@@ -121,10 +118,11 @@ def measure(cases, control, floors, knots, shown, extra=()):
     total = (len(cases) + 1) * (1 + len(floors)) + len(cases) + len(extra)
     with tqdm(total=total, file=sys.stderr, dynamic_ncols=True) as bar:
         for case in (*cases, control):
-            best, ridge = affine_gap(case, bar)
+            data, prior = load(case)
+            best, ridge = affine_gap(case, data, prior, bar)
             record["affine"][case.key] = numbers(best, closed_form=case.closed, ridge=ridge)
-            rows, (data, prior), reach = [], load(case), None
-            for floor, found in zip(floors, free_gaps(case, floors, knots, bar), strict=True):
+            rows, reach = [], None
+            for floor, found in zip(floors, free_gaps(case, data, prior, floors, knots, bar), strict=True):
                 reach, density = decoder_alone(case, data, floor, found, reach)
                 rows.append(numbers(found, floor=floor, decoder_alone=reach))
                 if case is shown[0]:
@@ -169,13 +167,13 @@ def table(record):
     print(f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {IDENTITY_TOLERANCE:.0e} would be an error")
 
 
-def run(args, script, theorem, steps, cases, control, title, figure, shown, losses=None, extra=()):
+def run(args, script, theorem, steps, cases, control, title, figure, shown, losses=None, extra=(), argv=None):
     """The whole of a script: theorem, proof, numbers, figures. Exit status 1 when a step of the proof FAILs.
 
     shown: (case, floors) of the maps in the figure; losses: (file name, floors) of the second figure, if any.
     """
     began, used = time.time(), time.process_time()
-    folder = runs.Run(args, script)
+    folder = runs.Run(args, script, argv)
     folder.begin()
     print(theorem)
     checks = walk(steps, args.slip, script.rpartition("/")[2].removesuffix(".py"))

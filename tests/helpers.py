@@ -16,7 +16,7 @@ from torch import nn
 import vae
 import vae_gan
 import wgan_gp
-from common import patches, pictures, runs, two_gaussians
+from common import images, patches, pictures, runs, two_gaussians
 from common.loop import Loop
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,6 +90,8 @@ def few_filters(patch):
 def quickly(patch):
     """No drawing, small networks of images, few filters of patches, and measurements of wgan_gp.py too small to mean
     anything: each takes longer than a few steps."""
+    patch.setattr(torch.backends.cudnn, "deterministic", True)  # else what has noise for a gradient drifts
+    patch.setenv("FID_WEIGHTS", "none.pth")  # else --fid auto downloads them where there is a GPU
     patch.setattr(two_gaussians, "N_W2", 40)
     patch.setattr(two_gaussians, "N_STATISTICS", 100)
     patch.setattr(wgan_gp, "N_PLOT", 40)
@@ -106,6 +108,11 @@ def untrained_vae(name, folder, seed=0, latent_dim=4, **flags):
     flags = vars(vae.parse_args([str(word) for word in argv])) | flags
     state = {"script": "vae.py", "args": flags, "step": 0, "seconds": 1.0}
     runs.save_checkpoint(f"runs/{name}/checkpoint.pt", state | {"average": vae.VAE(latent_dim).state_dict()})
+
+
+def read_image(file, convert):
+    """-> the images.Picture of one file."""
+    return next(images.decode([file], convert))
 
 
 def environment():

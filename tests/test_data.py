@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from helpers import read_image
 from PIL import Image
 
 from common import data, folders, images, pictures, runs, shapes
@@ -253,20 +254,20 @@ def test_photographs_are_turned_upright_and_transparency_lies_on_white(tmp_path,
             file = tmp_path / f"{orientation}.{suffix}"
             upright.transpose(back).save(file, exif=turned(upright, orientation), **options)
     upright.save(tmp_path / "upright.png")
-    want = images.read(tmp_path / "upright.png", images.for_learner).pixels.astype(int)
+    want = read_image(tmp_path / "upright.png", images.for_learner).pixels.astype(int)
     for file in tmp_path.iterdir():
-        assert abs(images.read(file, images.for_learner).pixels - want).max() < 40, file
-        assert file.stem == "upright" or abs(images.read(file, images.for_learner).pixels - want).mean() < 4, file
+        assert abs(read_image(file, images.for_learner).pixels - want).max() < 40, file
+        assert file.stem == "upright" or abs(read_image(file, images.for_learner).pixels - want).mean() < 4, file
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 4), dtype=np.uint8)
     noise[..., 3] = 0
     noise[16:48, 16:48] = (255, 0, 0, 255)
     sprites = {"rgba.png": "RGBA", "la.png": "LA", "palette.gif": "P"}
     for name, mode in sprites.items():
         Image.fromarray(noise).convert(mode).save(tmp_path / name, **({"transparency": 0} if mode == "P" else {}))
-    pixels = images.read(tmp_path / "rgba.png", images.for_learner).pixels
+    pixels = read_image(tmp_path / "rgba.png", images.for_learner).pixels
     assert pixels[:, :6].min() > 250  # but for the resize, white
     assert abs(pixels[:, 12:20, 12:20].astype(int) - np.array([255, 0, 0])[:, None, None]).max() < 5
-    assert images.read(tmp_path / "la.png", images.for_learner).pixels[:, :6].min() > 250
+    assert read_image(tmp_path / "la.png", images.for_learner).pixels[:, :6].min() > 250
     for file in tmp_path.iterdir():
         shutil.copy(file, tmp_path / f"again-{file.name}")
     split(tmp_path)
@@ -335,7 +336,7 @@ def test_read_image_takes_the_centred_square(tmp_path):
     wide = np.zeros((64, 128, 3), np.uint8)
     wide[:, 32:96] = (200, 100, 50)
     Image.fromarray(wide).save(tmp_path / "wide.png")
-    pixels = images.read(tmp_path / "wide.png", images.for_learner).pixels
+    pixels = read_image(tmp_path / "wide.png", images.for_learner).pixels
     assert pixels.shape == (3, 32, 32)
     assert (pixels[:, :, 1:-1] == np.array([200, 100, 50])[:, None, None]).all()
 
@@ -347,7 +348,7 @@ def test_unreadable_files_are_named(image_folder):
     (image_folder / names[1]).write_bytes(whole[: len(whole) // 2])
     Image.fromarray(np.zeros((40, 40), np.uint16)).save(image_folder / names[2])
     with pytest.raises(UserError) as error:
-        data.load(str(image_folder), "unused", "train")
+        folders.read(folders.find(str(image_folder)), "train")
     assert all(name in str(error.value) for name in names)
 
 
@@ -366,19 +367,19 @@ def test_a_damaged_file_is_an_image_or_a_sentence(tmp_path, suffix):
         (tmp_path / f"damaged.{suffix}").write_bytes(damaged)
         for convert in (images.for_learner, images.as_pytorch_fid):
             with images.quiet_pillow():
-                picture = images.read(tmp_path / f"damaged.{suffix}", convert)
+                picture = read_image(tmp_path / f"damaged.{suffix}", convert)
             assert picture.pixels is not None or f"damaged.{suffix}" in picture.problem
 
 
 def test_missing_or_empty_folders(tmp_path):
     with pytest.raises(UserError, match="neither cifar10, shapes nor a folder"):
-        data.load(str(tmp_path / "nowhere"), "unused", "train")
+        folders.read(folders.find(str(tmp_path / "nowhere")), "train")
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(UserError, match="found 0 train images"):
-        data.load(str(tmp_path), "unused", "train")
+        folders.read(folders.find(str(tmp_path)), "train")
     denied = mock.Mock(side_effect=PermissionError(13, "Permission denied", "secret"))
     with mock.patch.object(os, "scandir", denied), pytest.raises(UserError, match="cannot read secret: Permission"):
-        data.load(str(tmp_path), "unused", "train")
+        folders.read(folders.find(str(tmp_path)), "train")
 
 
 # --- CIFAR-10 that is not there, caches and pictures that cannot be written -----------------------------------------
@@ -472,7 +473,7 @@ def test_written_images_come_back_and_replace_older_ones(tmp_path):
     pictures.write_images(pixels, tmp_path / "out")
     assert sorted(os.listdir(tmp_path / "out")) == [f"{i:05d}.png" for i in range(5)]
     assert os.listdir(tmp_path) == ["out"]
-    back = [images.read(tmp_path / "out" / f"{i:05d}.png", images.for_learner).pixels for i in range(5)]
+    back = [read_image(tmp_path / "out" / f"{i:05d}.png", images.for_learner).pixels for i in range(5)]
     assert torch.equal(torch.from_numpy(np.stack(back)), pixels)
 
 

@@ -6,7 +6,7 @@ pytest tests/test_devices.py
 import pytest
 import torch
 
-from common import devices
+from common import devices, inception
 from common.runs import UserError
 
 
@@ -21,6 +21,15 @@ def test_torchrun_on_an_apple_gpu_gets_one_sentence(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match="give --device cpu"):
         devices.start("auto")
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_a_network_can_be_exported_whatever_tf32_is(allowed):
+    """torch.export asks cuDNN's flags, also on a CPU, and raises where they disagree."""
+    with inception.precision(None):  # puts back what is changed in it
+        devices.allow_tf32(allowed)
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+        torch.export.export(torch.nn.Conv2d(3, 4, kernel_size=3), (torch.zeros(2, 3, 8, 8),))
 
 
 def test_generators_are_functions_of_their_key():

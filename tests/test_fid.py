@@ -25,7 +25,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from helpers import torchrun
+from helpers import read_image, torchrun
 from PIL import Image, ImageFilter
 
 import fid
@@ -187,7 +187,7 @@ def test_alpha_gray_and_palette_are_converted_as_pytorch_fid_does_with_a_word(tm
     image.save(folder / "turned.jpg", exif=turned(image, 6))
     files = fid.find_side(str(folder)).files
     want = theirs.read(files)
-    got = [images.read(file, images.as_pytorch_fid).pixels for file in files]
+    got = [read_image(file, images.as_pytorch_fid).pixels for file in files]
     assert all((pixels == w.numpy()).all() for pixels, w in zip(got, want, strict=True))
     _, err = run(capsys, folder, folder, "--features", tiny)
     assert "converted to RGB" in err and "1 of mode RGBA" in err and "1 of mode L," in err
@@ -470,13 +470,13 @@ def test_fast_mode_says_what_it_costs(tmp_path, weights, capsys):
 
 
 def test_precision_is_set_for_the_network_and_put_back():
-    conv = torch.backends.cudnn.conv
-    before = conv.fp32_precision
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
     with fid.precision("tf32"):
-        assert conv.fp32_precision == "tf32"
+        assert cudnn.allow_tf32
         with fid.precision(None):
-            assert conv.fp32_precision == "ieee"
-    assert conv.fp32_precision == before
+            assert not cudnn.allow_tf32
+    assert cudnn.allow_tf32 == before
 
 
 def test_exported_programs_of_any_and_of_fixed_batch_agree(tmp_path, tiny):

@@ -80,7 +80,7 @@ class StandIn(nn.Module):
 @pytest.fixture(scope="module")
 def stand_in():
     """With statistics, scales and biases of batch norm that are not those of a fresh one."""
-    with torch.random.fork_rng(), torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
         net = StandIn()
         for module in net.modules():

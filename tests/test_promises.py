@@ -99,7 +99,7 @@ SCRIPTS = [
         short=(*IMAGES, *SMALL, "--log-every", 2, "--patches", 10),
         long=("--epochs", 100_000),
         diverges=("--lr", 1e8, *ONE_STEP),
-        advice="lower --lr, or raise --gamma",
+        advice="lower --lr, and start anew",
         other=("--feature-layer", "fc", "conv2"),
         bad=OF_IMAGES
         | OF_A_MODEL

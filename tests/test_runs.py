@@ -45,11 +45,11 @@ def parser():
     ],
 )
 def test_bad_flags_get_one_sentence(argv, words, refused):
-    assert words in refused(lambda argv: runs.parse(parser(), argv), *argv)
+    assert words in refused(lambda argv: runs.parse(parser(), argv, "script.py"), *argv)
 
 
 def saved(width):
-    run = runs.Run(runs.parse(parser(), ["--width", str(width)]), "script.py")
+    run = runs.Run(runs.parse(parser(), ["--width", str(width)], "script.py"), "script.py")
     run.begin()
     run.save(3, {}, model={"w": torch.arange(3.0)})
     return run
@@ -57,23 +57,24 @@ def saved(width):
 
 def test_resume_takes_the_saved_flags_and_refuses_others(in_tmp):
     saved(width=16)
-    assert runs.parse(parser(), ["--resume"]).width == 16 and runs.parse(parser(), ["--resume"]).device == "auto"
-    assert runs.parse(parser(), ["--resume", "--width", "16"]).width == 16
+    resumed = runs.parse(parser(), ["--resume"], "script.py")
+    assert resumed.width == 16 and resumed.device == "auto"
+    assert runs.parse(parser(), ["--resume", "--width", "16"], "script.py").width == 16
     with pytest.raises(UserError, match="made with --width 16, not 8"):
-        runs.parse(parser(), ["--resume", "--width", "8"])
-    assert runs.parse(parser(), ["--resume", "--width", "8"], may_differ=("width",)).width == 8
-    assert runs.parse(parser(), ["--resume"], may_differ=("width",)).width == 16
+        runs.parse(parser(), ["--resume", "--width", "8"], "script.py")
+    assert runs.parse(parser(), ["--resume", "--width", "8"], "script.py", may_differ=("width",)).width == 8
+    assert runs.parse(parser(), ["--resume"], "script.py", may_differ=("width",)).width == 16
 
 
 def test_a_run_that_used_a_flag_which_is_gone_is_not_resumed(in_tmp):
     args = {"name": "try", "width": 8, "contrastive": 300.0, "patches": 0.0, "features": None}
     runs.save_checkpoint("runs/try/checkpoint.pt", {"script": "script.py", "args": args, "step": 1})
     with pytest.raises(UserError, match=r"made with --contrastive 300\.0, which script\.py has no more"):
-        runs.parse(parser(), ["--resume"])
+        runs.parse(parser(), ["--resume"], "script.py")
     runs.save_checkpoint(
         "runs/try/checkpoint.pt", {"script": "script.py", "args": args | {"contrastive": 0.0}, "step": 1}
     )
-    assert runs.parse(parser(), ["--resume"]).width == 8
+    assert runs.parse(parser(), ["--resume"], "script.py").width == 8
 
 
 def test_checkpoint_round_trip_and_its_errors(in_tmp):
@@ -81,7 +82,7 @@ def test_checkpoint_round_trip_and_its_errors(in_tmp):
     state = run.load()
     assert state["step"] == 3 and torch.equal(state["model"]["w"], torch.arange(3.0))
     with pytest.raises(UserError, match="was made by script.py, not other.py"):
-        runs.Run(runs.parse(parser(), []), "other.py").load()
+        runs.Run(runs.parse(parser(), [], "script.py"), "other.py").load()
     with pytest.raises(UserError, match="another architecture than Linear"):
         runs.load_weights(torch.nn.Linear(2, 2), state["model"], "x.pt")
     path = run / "checkpoint.pt"
@@ -94,7 +95,7 @@ def test_checkpoint_round_trip_and_its_errors(in_tmp):
             run.load()
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="not a checkpoint of these scripts"):
-        runs.parse(parser(), ["--resume"])
+        runs.parse(parser(), ["--resume"], "script.py")
     path.unlink()
     with pytest.raises(UserError, match="there is no checkpoint"):
         run.load()
@@ -121,7 +122,7 @@ def test_a_run_folder_that_cannot_be_made(in_tmp, monkeypatch):
 
     monkeypatch.setattr(Path, "mkdir", fail)
     with pytest.raises(UserError, match="Read-only file system"):
-        runs.Run(runs.parse(parser(), []), "script.py").begin()
+        runs.Run(runs.parse(parser(), [], "script.py"), "script.py").begin()
 
 
 def test_killed_while_writing_a_checkpoint_the_previous_one_is_usable(tmp_path):
