@@ -107,9 +107,9 @@ def make_optimizer(net, lr):
     return torch.optim.SGD([weights, biases], lr, momentum=0.85, nesterov=True)
 
 
-def train(args, run, net, split):
+def train(args, run, net, dataset):
     """Train `net` to args.epochs, with --resume from the checkpoint. -> its slow weights, seconds."""
-    images, labels = split.images, split.labels
+    images, labels = dataset.images, dataset.labels
     average = copy.deepcopy(net)
     optimizer = make_optimizer(net, args.lr)
     parts = {"model": net, "average": average, "optimizer": optimizer}
@@ -141,30 +141,30 @@ def train(args, run, net, split):
                 loop.log(lr=args.lr * share, **found)
                 loop.show(f"loss {found['loss']:.3f}, accuracy {found['accuracy']:.3f}")
             if loop.saves():
-                loop.save(evaluate(average, split.test[:SEEN], split.test_labels[:SEEN]))
+                loop.save(evaluate(average, dataset.test[:SEEN], dataset.test_labels[:SEEN]))
     return average, loop.spent()
 
 
 def main(argv=None):
     args = parse_args(argv)
     device = devices.start(args.device, args.precision, divides=False)
-    found = data.splits(args, device, labelled=True)
-    check_batch(args.batch_size, len(found.images))
+    dataset = data.splits(args, device, labelled=True)
+    check_batch(args.batch_size, len(dataset.images))
     run = runs.Run(args, "classifier.py", argv)
-    data.note_files(args, found)
+    data.note_files(args, dataset)
     torch.manual_seed(args.seed)  # the initial weights
-    net = ResNet(len(found.classes))
-    net.whiten(found.images[:5000].cpu())
+    net = ResNet(len(dataset.classes))
+    net.whiten(dataset.images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
-    net, spent = train(args, run, net, found)
-    metrics = evaluate(net, found.test, found.test_labels)
+    net, spent = train(args, run, net, dataset)
+    metrics = evaluate(net, dataset.test, dataset.test_labels)
     metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}
     measured = data.measured_on(args)
     pictures.plot_curves(run.read_log(), run / "curves.png", titles, measured)
     inception.export(net.to("cpu", memory_format=torch.contiguous_format), run / "features.pt2")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
-    title = f"{args.data}, {len(found.test)} {measured} images"
+    title = f"{args.data}, {len(dataset.test)} {measured} images"
     run.summary(title, metrics)
 
 

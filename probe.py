@@ -182,18 +182,18 @@ def principal_directions(x, dims, seed):
     return vectors[:, :dims]
 
 
-def baselines(split, latent_dim, classes, seed):
+def baselines(dataset, latent_dim, classes, seed):
     """{row: score} of what needs no training, from runs/probe-baselines.json where it has them."""
     cache = runs.ROOT / "probe-baselines.json"
     key = hashlib.sha256(repr((latent_dim, seed, GRID)).encode())
-    for tensor in (split.images, split.labels, split.test, split.test_labels):
+    for tensor in (dataset.images, dataset.labels, dataset.test, dataset.test_labels):
         key.update(tensor.cpu().contiguous().numpy())
     known, key = runs.read_json(cache), key.hexdigest()
     if key not in known:
-        directions = principal_directions(pixels(split.images), latent_dim, seed)
+        directions = principal_directions(pixels(dataset.images), latent_dim, seed)
         torch.manual_seed(seed)
-        untrained = vae.VAE(latent_dim).to(split.images.device)
-        scores = Scores(split, classes, seed)
+        untrained = vae.VAE(latent_dim).to(dataset.images.device)
+        scores = Scores(dataset, classes, seed)
         scores.add("raw pixels", pixels)
         scores.add("principal components", lambda x: pixels(x) @ directions)
         scores.add("untrained encoder", lambda x: vae.encode(untrained, x))
@@ -241,43 +241,43 @@ def train_supervised(args, run, images, labels, classes):
 class Scores:
     """The table of a probe: linear classifiers on features of the same images, a row each."""
 
-    def __init__(self, split, classes, seed):
-        self.split, self.classes, self.seed = split, classes, seed
+    def __init__(self, dataset, classes, seed):
+        self.dataset, self.classes, self.seed = dataset, classes, seed
         self.rows = {}
 
     def add(self, row, features):
         """Fit to features(training images), score on features(test images) -> the predicted classes of the latter."""
-        train, test = features(self.split.images), features(self.split.test)
-        predicted, facts = classify(train, self.split.labels, test, self.classes, self.seed)
-        self.rows[row] = score(predicted, self.split.test_labels) | facts
+        train, test = features(self.dataset.images), features(self.dataset.test)
+        predicted, facts = classify(train, self.dataset.labels, test, self.classes, self.seed)
+        self.rows[row] = score(predicted, self.dataset.test_labels) | facts
         return predicted
 
 
-def probe(args, model, split, classes):
+def probe(args, model, dataset, classes):
     """Rows of the features of `model`, a VAE. -> metrics, the classes predicted of the test images from mu."""
-    scores = Scores(split, classes, args.seed)
+    scores = Scores(dataset, classes, args.seed)
     predicted = scores.add("mu", lambda x: vae.encode(model, x))
     if args.latent == "sample":
         scores.add("z ~ q(z|x)", lambda x: vae.encode(model, x, args.seed))
     if args.layer:
         scores.add("layer below mu", lambda x: below_mu(model, x))
-    scores.rows |= baselines(split, model.encoder.mu.out_features, classes, args.seed)
+    scores.rows |= baselines(dataset, model.encoder.mu.out_features, classes, args.seed)
     metrics = {"checkpoint": args.checkpoint}
     if args.against:
-        other, _ = vae.load(args.against, split.images.device)
+        other, _ = vae.load(args.against, dataset.images.device)
         theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
-        truth = split.test_labels.cpu()
+        truth = dataset.test_labels.cpu()
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
     return metrics | {"rows": scores.rows}, predicted
 
 
-def supervised(args, run, split, classes):
+def supervised(args, run, dataset, classes):
     """The reference: trained and scored. -> metrics, the encoder, the classes predicted of the test images."""
-    check_batch(args.batch_size, len(split.images))
-    model, layer, spent = train_supervised(args, run, split.images, split.labels, classes)
+    check_batch(args.batch_size, len(dataset.images))
+    model, layer, spent = train_supervised(args, run, dataset.images, dataset.labels, classes)
     with torch.no_grad():
-        predicted = layer(vae.encode(model, split.test)).argmax(1).cpu()
-    row = score(predicted, split.test_labels.cpu()) | {"dims": args.latent_dim, **spent}
+        predicted = layer(vae.encode(model, dataset.test)).argmax(1).cpu()
+    row = score(predicted, dataset.test_labels.cpu()) | {"dims": args.latent_dim, **spent}
     return {"rows": {"supervised": row}}, model, predicted
 
 
@@ -287,27 +287,27 @@ def main(argv=None):
     run = runs.Run(args, "probe.py", argv)
     if not args.supervised:
         model, _ = vae.load(args.checkpoint, device)
-    split = data.splits(args, device, labelled=True)
-    data.note_files(args, split)
-    if len(split.images) < 10:
-        raise runs.UserError(f"{len(split.images)} training images are too few for a probe: it takes ten")
-    classes = len(split.classes)
+    dataset = data.splits(args, device, labelled=True)
+    data.note_files(args, dataset)
+    if len(dataset.images) < 10:
+        raise runs.UserError(f"{len(dataset.images)} training images are too few for a probe: it takes ten")
+    classes = len(dataset.classes)
     if args.supervised:
-        found, model, predicted = supervised(args, run, split, classes)
+        found, model, predicted = supervised(args, run, dataset, classes)
     else:
         if (run / "checkpoint.pt").exists():
             raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
         run.write_args()
         (run / "metrics.json").unlink(missing_ok=True)  # an earlier probe's, perhaps with other flags
-        found, predicted = probe(args, model, split, classes)
-    names, truth = split.classes, split.test_labels.cpu()
+        found, predicted = probe(args, model, dataset, classes)
+    names, truth = dataset.classes, dataset.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}
-    metrics = {"data": args.data, "holdout": args.holdout, "images": len(split.images), "test_images": len(truth)}
+    metrics = {"data": args.data, "holdout": args.holdout, "images": len(dataset.images), "test_images": len(truth)}
     metrics |= found | {"per_class": per_class}
     pictures.plot_confusion(predicted, truth, names, run / "confusion.png")
-    codes, test_codes = standardise(vae.encode(model, split.images), vae.encode(model, split.test))
-    pictures.plot_latents(codes, split.labels, test_codes, truth, names, run / "latents.png")
+    codes, test_codes = standardise(vae.encode(model, dataset.images), vae.encode(model, dataset.test))
+    pictures.plot_latents(codes, dataset.labels, test_codes, truth, names, run / "latents.png")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     print_table(run, args, metrics)
 

@@ -94,8 +94,8 @@ def main(argv=None):
     models = {str(run): vae.load(run, device) for run in args.runs}
     extractor = inception.load_extractor(features=args.features, device=device)
     which = argparse.Namespace(**same_data([flags for _, flags in models.values()]), data_dir=args.data_dir)
-    found = data.splits(which, device)
-    train, test = found.images[: args.limit], found.test
+    dataset = data.splits(which, device)
+    train, test = dataset.images[: args.limit], dataset.test
     count = min(args.count, len(test))
     drawn, blurred, unseen = {}, {}, data.measured_on(which)
     for name, (model, _) in models.items():

@@ -1,7 +1,7 @@
 """Data sets as one uint8 tensor on the device: CIFAR-10, a generated stand-in for it, or a folder of images.
 
-    found = data.splits(args, device)                    # Data: images, labels, test, test_labels, classes
-    x = data.batch(found.images, index, flip)            # (B, 3, 32, 32) float32 in [0, 1]
+    dataset = data.splits(args, device)                   # Data: images, labels, test, test_labels, classes
+    x = data.batch(dataset.images, index, flip)           # (B, 3, 32, 32) float32 in [0, 1]
 
 A split of CIFAR-10 is 154 MB: it fits on every device, so batches are drawn by index where they are needed, and there
 is no loader, no worker process and no copy from the host in a training step.

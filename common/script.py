@@ -49,11 +49,11 @@ def begin(args, script, argv):
     if args.sample and args.prior == "normal":
         images = torch.empty(0, 3, 32, 32, dtype=torch.uint8, device=device)  # it takes none
         return runs.Run(args, script, argv), images, images, []
-    found = data.splits(args, device)
-    check_batch(args.batch_size, len(found.images))
-    data.note_files(args, found)
+    dataset = data.splits(args, device)
+    check_batch(args.batch_size, len(dataset.images))
+    data.note_files(args, dataset)
     extractors = [] if args.sample else wanted_extractors(args, device)
-    return runs.Run(args, script, argv), found.images, found.test, extractors
+    return runs.Run(args, script, argv), dataset.images, dataset.test, extractors
 
 
 def wanted_extractors(args, device):
