@@ -289,6 +289,7 @@ def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):
     assert "give either a checkpoint" in says()
     assert "--resume continues a training" in says("runs/vae", "--resume")
     assert "--epochs is of a training" in says("runs/vae", "--epochs", 3)
+    assert "--precision is of a training" in says("runs/vae", "--precision", "bf16")
     assert "there is no checkpoint at runs/vae" in says("runs/vae")
     runs.save_checkpoint("runs/gan/checkpoint.pt", {"script": "wgan_gp.py", "args": {}, "step": 1})
     assert "holds no encoder" in says("runs/gan", "--device", "cpu", "--data", image_folder)

@@ -177,6 +177,9 @@ def test_a_run_that_goes_on_names_every_commit_and_machine_that_it_had(in_tmp):
     then = json.loads(file.read_text())
     assert then["machine"] == f"a GPU; {here['machine']}"
     assert then["commit"] == (f"0123abc; {here['commit']}" if here["commit"] else "0123abc")
+    file.write_text(json.dumps(here | {"torch": f"{here['torch']}0"}))  # one contains the other
+    run.go_on()
+    assert json.loads(file.read_text())["torch"] == f"{here['torch']}0; {here['torch']}"
     file.unlink()
     run.go_on()
     assert json.loads(file.read_text()) == here
@@ -212,3 +215,15 @@ def test_restore_gives_back_modules_and_optimisers(in_tmp):
 def test_versions_name_the_commit_and_the_machine():
     found = runs.versions()
     assert found["torch"] == torch.__version__ and found["machine"]
+
+
+def test_what_ran_on_the_cpu_of_a_gpu_machine_says_so(in_tmp, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    assert runs.machine("auto") == "a GPU" and runs.machine("cuda:0") == "a GPU"
+    assert "thread" in runs.machine("cpu")
+    args = runs.parse(parser(), [], "script.py")
+    del args.device  # a proof has no such flag
+    run = runs.Run(args, "script.py")
+    run.begin()
+    assert "thread" in json.loads((run / "args.json").read_text())["machine"]

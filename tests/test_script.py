@@ -21,6 +21,17 @@ from common.loop import Loop
 QUICK = "--data images --device cpu --latent-dim 4 --batch-size 30".split()  # of 60 images: two steps an epoch
 
 
+# --- flags --------------------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_fid_auto_is_off_but_for_features_that_are_named():
+    args = types.SimpleNamespace(fid="auto", features=None)
+    assert script.wanted_extractors(args, torch.device("cpu")) == []
+    args.features = ["nowhere.pt2"]
+    with pytest.raises(runs.UserError, match="nowhere.pt2"):
+        script.wanted_extractors(args, torch.device("cpu"))
+
+
 # --- interpolations -----------------------------------------------------------------------------------------------
 
 
@@ -42,6 +53,12 @@ def test_a_great_circle_ends_at_its_codes_whatever_they_are():
     torch.testing.assert_close(z[:, 0], a, atol=1e-4, rtol=0)
     torch.testing.assert_close(z[:, -1], b, atol=1e-4, rtol=0)
     torch.testing.assert_close(z[2], a[2].expand(8, 16), atol=1e-4, rtol=0)  # between equal codes nothing else
+
+
+def test_between_codes_of_nearly_opposite_directions_norms_stay_between_theirs():
+    a, b = torch.tensor([[2.0, 0.0]]), torch.tensor([[-0.99, 0.14]])
+    norms = script.great_circle(a, b, 5).norm(dim=-1)[0]
+    torch.testing.assert_close(norms, torch.linspace(2, b.norm().item(), 5), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("count", "pairs"), [(40, 8), (16, 8), (5, 2)])
