@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser = runs.Parser(__doc__)
     script.add_flags(parser, name="vae_gan", batch_size=64, lr=3e-4)
     parser.add_argument("--feature-layer", choices=LAYERS, default="conv2", help="the likelihood's layer l")
-    parser.add_argument("--gamma", type=number(float, 0), default=1e-2, help="likelihood against GAN in decoder")
+    parser.add_argument("--gamma", type=number(float, 0), default=3e-3, help="likelihood against GAN in decoder")
     parser.add_argument("--compare", metavar="RUN", help="folder of a run of vae.py to draw beside: comparison.png")
     return runs.parse(parser, argv, "vae_gan.py", script.REUSE, script.MAY_DIFFER, anew=("compare",))
 
