@@ -33,10 +33,10 @@ MODELS = {
     "vae_64": Model("VAE, 64", "vae.py", "--latent-dim 64", 2),
     "vae_patches": Model("VAE, 128, patches", "vae.py", "--latent-dim 128 --patches 15", 2, "vae_128"),
     "vae_patches_64": Model("VAE, 64, patches", "vae.py", "--latent-dim 64 --patches 15", 2, "vae_64"),
-    "vae_gan_128": Model("VAE-GAN, 128", "vae_gan.py", "--latent-dim 128 --gamma 1e-2", 7, "vae_128"),
-    "vae_gan_64": Model("VAE-GAN, 64", "vae_gan.py", "--latent-dim 64 --gamma 1e-2", 7, "vae_64"),
+    "vae_gan_128": Model("VAE-GAN, 128", "vae_gan.py", "--latent-dim 128 --gamma 0.01", 7, "vae_128"),
+    "vae_gan_64": Model("VAE-GAN, 64", "vae_gan.py", "--latent-dim 64 --gamma 0.01", 7, "vae_64"),
     "vae_gan_patches": Model(
-        "VAE-GAN, 128, patches", "vae_gan.py", "--latent-dim 128 --gamma 1e-2 --patches 40", 7, "vae_gan_128"
+        "VAE-GAN, 128, patches", "vae_gan.py", "--latent-dim 128 --gamma 0.01 --patches 40", 7, "vae_gan_128"
     ),
 }
 WGAN_GP = {

@@ -274,6 +274,7 @@ def test_a_run_leaves_what_it_promises_and_a_vae_is_drawn_beside_it(
 @pytest.mark.slow
 def test_32_images_are_told_from_fakes_and_reconstructed(in_tmp, shapes_dir, no_figures):
     flags = "--data shapes --limit 32 --batch-size 16 --epochs 16 --latent-dim 32 --save-every 16 --log-every 8".split()
+    flags += ["--gamma", "0.01"]  # of likelihood more than by default: the training is short
     vae_gan.main([*flags, "--data-dir", str(shapes_dir), "--device", "cpu", "--holdout", "100"])
     records = [r for r in log("vae_gan") if "loss" in r]
     first_images, _ = data.load("shapes", shapes_dir, "train")
