@@ -28,6 +28,7 @@ from pathlib import Path
 
 from common import inception, jobs, pictures, runs, tables
 from common.jobs import Part, Queue, say
+from common.script import DISTANCES
 from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
@@ -182,7 +183,7 @@ def collect(parts, done, notes, settings, old):
         copy = re.search(r"-epoch(\d+)$", run)
         made, metrics = runs.read_json(part / "args.json"), runs.read_json(part / "metrics.json")
         if f"measure_{name}" in parts and f"measure_{name}" not in done:  # by a ruler that is no longer the same
-            metrics = {key: value for key, value in metrics.items() if not key.startswith(("fid_", "fd_"))}
+            metrics = {key: value for key, value in metrics.items() if not key.startswith(DISTANCES)}
         epochs = int(copy[1]) if copy else made.get("epochs")
         found[run] = {
             "command": part.command,

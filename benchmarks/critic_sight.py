@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import wgan_gp  # noqa: E402
 from common import devices, runs  # noqa: E402
-from common.two_gaussians import MEANS, nearest_mode, sample_real  # noqa: E402
+from common.two_gaussians import means, nearest_mode, sample_real  # noqa: E402
 
 SIGMA, NARROW, BATCH = 0.1, 0.8, 512
 DIRECTIONS = {"along": (0.5**0.5, 0.5**0.5), "across": (0.5**0.5, -(0.5**0.5))}
@@ -29,7 +29,7 @@ def narrowed(n, direction, stream):
     """n true samples with NARROW times their standard deviation in the unit vector `direction` -> (n, 2)."""
     x, unit = sample_real(n, SIGMA, stream), torch.tensor(direction)
     mode, _ = nearest_mode(x)
-    offset = (x - torch.tensor(MEANS)[mode]) @ unit
+    offset = (x - means(x.device)[mode]) @ unit
     return x - (1 - NARROW) * offset[:, None] * unit
 
 
@@ -37,7 +37,7 @@ def lines(critic):
     """-> how many bending lines of the first layer meet a mode (within 3 sigma), how many of them run across."""
     weight, bias = critic.scale * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
     length = weight.norm(dim=1)
-    distance = (torch.tensor(MEANS) @ weight.T + bias).abs() / length  # (2, width)
+    distance = (means(weight.device) @ weight.T + bias).abs() / length  # (2, width)
     near = (distance < 3 * SIGMA).any(0)  # at either mode
     across = ((weight @ torch.tensor(DIRECTIONS["along"])) / length).square() > 0.5  # the normal is along
     return near.sum().item(), (near & across).sum().item()

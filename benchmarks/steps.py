@@ -290,11 +290,11 @@ def product_rate(device, precision):
 def measure(script, args):
     """-> {"speed": of --row in images or iterations a second, "share": of the rate of a product}"""
     parse, plain, ours, unit = STEPS[script]
-    precision = args.row.removeprefix("graph-")
-    if args.row in ("plain", "returned"):
-        precision = "fp32"
+    bare = args.row in ("plain", "returned")
+    precision = "fp32" if bare else args.row.removeprefix("graph-")
     device, captured = devices.pick_device(args.device), args.row.startswith("graph")
-    if device.type != "cpu" or not (script == "vae" and args.row in ("plain", "returned")):  # these return memory
+    returns_memory = bare and script == "vae" and device.type == "cpu"
+    if not returns_memory:  # `start` keeps it
         device = devices.start(args.device, precision, captured)
     settings = parse([])
     settings.precision, settings.capture = precision, captured

@@ -150,10 +150,8 @@ def load(name, data_dir, split, device="cpu"):
 
     Raises UserError when the data cannot be had or a file is damaged.
     """
-    if name == "cifar10":
-        images, labels = load_cifar10(Path(data_dir), split)
-    else:
-        images, labels = shapes.load(Path(data_dir), split)
+    read = {"cifar10": load_cifar10, "shapes": shapes.load}[name]
+    images, labels = read(Path(data_dir), split)
     return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
 

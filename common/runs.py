@@ -274,8 +274,8 @@ def load_weights(module, weights, path):
         ) from None
 
 
-def versions(device=None):
-    """What a result depends on besides its flags. device: --device; "cpu" where a script has no such flag."""
+def versions(device):
+    """What a result depends on besides its flags. device: as in `machine`."""
     commit = None
     here = Path(__file__).resolve().parents[1]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
@@ -289,7 +289,7 @@ def versions(device=None):
     }
 
 
-def machine(device=None):
+def machine(device):
     """The hardware in words, e.g. 'AMD EPYC, 2 threads' or a GPU's name, where `device` does not say cpu."""
     if torch.cuda.is_available() and device != "cpu":
         return torch.cuda.get_device_name()
@@ -387,10 +387,10 @@ class Run:
 
     def write_args(self):
         """args.json: the command, all flags, and what a result depends on besides them."""
-        write_json(
-            self / "args.json",
-            {"script": self.script, "command": self.command, **self.args, **versions(self.args.get("device", "cpu"))},
-        )
+        write_json(self / "args.json", {"script": self.script, "command": self.command, **self.args, **self.versions()})
+
+    def versions(self):
+        return versions(self.args.get("device", "cpu"))  # a script without --device computes on the CPU
 
     def go_on(self):
         """With --resume: args.json adds today's commit, machine and versions to the earlier ones. With other --epochs
@@ -402,7 +402,7 @@ class Run:
         if not made:  # somebody took it away
             self.write_args()
             return
-        for key, now in versions(self.args.get("device", "cpu")).items():
+        for key, now in self.versions().items():
             before = made.get(key)
             if before and now and now not in before.split("; "):
                 made[key] = f"{before}; {now}"

@@ -90,9 +90,7 @@ def write_samples(run, args, samples):
 
 
 def great_circle(a, b, points):
-    """From a to b, both included, directions by spherical interpolation (slerp), norms linearly: each (N, Z) ->
-    (N, points, Z).
-    """
+    """From a to b, both included, by slerp of directions and linearly in the norm: each (N, Z) -> (N, points, Z)."""
     # Not the straight line: the mu of images have about the norm of z ~ N(0, I), two of them stand about at right
     # angles, so that the line between them comes nearer to 0 than the codes of images do, and there the decoder blurs.
     first, last = (mu.cpu().double()[:, None] for mu in (a, b))

@@ -34,7 +34,7 @@ def sample_real(n, sigma=0.1, generator=None, device="cpu"):
 
 def nearest_mode(x):
     """x (N, 2) -> index of the nearest mean (N,), distance to it (N,)."""
-    nearest = torch.cdist(x, torch.tensor(MEANS)).min(1)
+    nearest = torch.cdist(x, means(x.device)).min(1)
     return nearest.indices, nearest.values
 
 
@@ -48,12 +48,12 @@ def statistics(x, sigma):
     log_likelihood: mean log density of x under the truth, nats; a collapse to the means scores higher than the truth.
     """
     mode, distance = nearest_mode(x)
-    first, second = torch.tensor(MEANS)
+    first, second = means(x.device)
     along = (x - second) @ (first - second) / (first - second).square().sum()
     core = [x[(mode == k) & (distance < 4 * sigma)] for k in range(len(MEANS))]
     core = [c if len(c) > 1 else torch.zeros(2, 2) for c in core]  # an empty mode has mean and spread zero
     covariances = [torch.cov(c.T) for c in core]
-    energy = -torch.cdist(x, torch.tensor(MEANS)).square() / (2 * sigma**2)
+    energy = -torch.cdist(x, means(x.device)).square() / (2 * sigma**2)
     return {
         "mode_weights": [(mode == k).float().mean().item() for k in range(len(MEANS))],
         "mode_means": [c.mean(0).tolist() for c in core],
