@@ -38,6 +38,7 @@ from common.loop import Loop
 from common.two_gaussians import MEANS, measure, measure_truth, plot_curves, print_goals, reach, sample_real
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
+SHEET = 12  # pictures on densities.png, at most
 BETAS = (0.0, 0.99)  # Adam; the paper has (0, 0.9)
 
 
@@ -202,7 +203,7 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
         axis.set_title(f"{name}, density of {len(points)} samples")
     if grid is not None:
         axes[0].contour(grid[0], grid[0], grid[1], levels=14, colors="black", linewidths=0.5, alpha=0.5)
-        axes[0].set_title("generated, and the critic's contours")
+        axes[0].set_title(f"generated, density of {len(x)} samples;\nlines: the critic's contours")
     axes[2].scatter(x[:, 0], x[:, 1], s=3, color="tab:blue", linewidths=0, label="generated")
     axes[2].set_title("generated points")
     for mean, label in zip(MEANS, ("3 sigma of the truth", None), strict=True):
@@ -290,17 +291,19 @@ def picture(args, sample, title, path, grid=None):
 
 
 def report(args, run, models, spent, device):
-    """What a finished training leaves: metrics.json, final.png, training.gif, curves.png, and the goals on screen."""
+    """What a finished training leaves: metrics.json, pictures, training.gif, and the goals on screen."""
     sample = sampler(models["averaged"], args, device)
     metrics = measure(sample, args.sigma, DRAWS, args.seed, "end") | spent
     metrics |= measure_truth(args.sigma, DRAWS, args.seed)
     title = f"after {args.iterations} generator iterations"
     picture(args, sample, title, run / "final.png", critic_grid(models["critic"], device, args.sigma))
-    pictures.write_gif(sorted(run.folder.glob("density_*.png")), run / "training.gif")
+    densities = sorted(run.folder.glob("density_*.png"))
+    pictures.write_sheet(pictures.spread(densities, SHEET), run / "densities.png")
+    pictures.write_gif(densities, run / "training.gif")
     plot_curves(run.read_log(), metrics["truth"], args.sigma, run / "curves.png")
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     print_goals(metrics)
-    print(f"{run.folder}: {metrics['seconds']:.0f} s; final.png, training.gif, curves.png, metrics.json")
+    print(f"{run.folder}: {metrics['seconds']:.0f} s; final.png, densities.png, training.gif, curves.png, metrics.json")
 
 
 def draw(args, run, device):

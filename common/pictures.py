@@ -122,6 +122,20 @@ def write_frame(images, path, title):
         frame.save(part)
 
 
+def write_sheet(files, path, columns=2):
+    """Pictures of equal size side by side, `columns` a row, in the order of the list -> one PNG."""
+    drawn = []
+    for file in files:
+        with Image.open(file) as picture:
+            drawn.append(picture.convert("RGB"))
+    width, height = drawn[0].size
+    sheet = Image.new("RGB", (columns * width, -(-len(drawn) // columns) * height), "white")
+    for i, picture in enumerate(drawn):
+        sheet.paste(picture, (i % columns * width, i // columns * height))
+    with writing(path) as part:
+        sheet.save(part)
+
+
 def spread(frames, most):
     """At most so many of a list, evenly over it, with the first and the last."""
     if len(frames) <= most:

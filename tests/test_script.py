@@ -179,6 +179,14 @@ def test_of_many_frames_some_are_kept_evenly_with_the_first_and_the_last(count, 
     assert pictures.spread(list(range(count)), most) == kept
 
 
+def test_a_sheet_shows_pictures_row_by_row_and_leaves_the_rest_white(in_tmp):
+    files = [f"{value}.png" for value in (10, 20, 30)]
+    for value, file in zip((10, 20, 30), files, strict=True):
+        Image.new("RGB", (4, 2), (value, value, value)).save(file)
+    pictures.write_sheet(files, Path("sheet.png"))
+    np.testing.assert_array_equal(pixels("sheet.png")[::2, ::4, 0], [[10, 20], [30, 255]])
+
+
 def test_an_animation_of_photographs_has_the_colours_it_is_given_and_a_pages_size(in_tmp):
     images = torch.from_numpy(shapes.make(3 * script.FRAME, seed=0))
     for i, part in enumerate(images.split(script.FRAME)):

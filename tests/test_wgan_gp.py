@@ -275,7 +275,7 @@ def test_a_run_leaves_what_it_promises(monkeypatch):
     run("--iterations", 4, "--plot-every", 2, *TINY)
     folder = runs.ROOT / "wgan_gp"
     names = {path.name for path in folder.iterdir()}
-    pictures = {"density_000002.png", "density_000004.png", "final.png", "training.gif", "curves.png"}
+    pictures = {"density_000002.png", "density_000004.png", "final.png", "densities.png", "training.gif", "curves.png"}
     assert names == pictures | {"args.json", "log.jsonl", "metrics.json", "checkpoint.pt"}
     metrics = json.loads((folder / "metrics.json").read_text())
     promised = {"w2", "w2_floor", "w2_mode", "w2_mode_floor", "mode_weights", "mode_means", "mode_covariances"}
