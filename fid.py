@@ -216,8 +216,8 @@ def measure(side, extractor, data_dir, batch_size=None, keep=None, limit=None):
     if side.data_set:
         name, split = side.data_set
         x, _ = ranks.main_first(lambda: data.load(name, data_dir, split, extractor.device))
-        if keep is None and limit is None:
-            return cached_statistics(x, extractor, data_dir, f"{name}-{split}", batch_size, side.text)
+        if limit is None:
+            return cached_statistics(x, extractor, data_dir, f"{name}-{split}", batch_size, side.text, keep)
         return statistics(x[:limit], extractor, batch_size, side.text, keep=keep)
     files, done = side.files, Counter()
     if limit:

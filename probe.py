@@ -10,8 +10,8 @@
 The classifier is one linear layer with softmax on frozen features, fitted to the labels of all training images. The
 cross-entropy with weight decay is convex, so there is one best accuracy to report and no schedule to tune: it is
 solved to a gradient of about zero by full-batch L-BFGS with the strong Wolfe line search (Nocedal & Wright 2006, ch. 7)
-in float64. The weight decay is the one of GRID with the lowest cross-entropy on a tenth of the training images, held
-out for that (5,000 of CIFAR-10's); then all of them are fitted. Test labels serve the accuracy alone.
+in float64. The weight decay is the last of GRID, from the strongest down, before the cross-entropy rises on a tenth of
+the training images, held out for that (5,000 of CIFAR-10's); then all are fitted. Test labels serve the accuracy alone.
 
 Rows to compare with (raw pixels, their principal components, mu of an untrained encoder) take minutes on a CPU, once,
 and are kept in runs/probe-baselines.json; after that a probe took 26 s of one core (AMD EPYC with bf16, torch
@@ -122,9 +122,8 @@ def objective(x, y, w, b, weight_decay):
 
 
 def choose_weight_decay(x, y, classes, moments, seed):
-    """The member of GRID with the lowest cross-entropy on a random tenth after fitting the others.
-
-    From the strongest down, each fit beginning at the last one's end, until the held-out loss rises.
+    """The last member of GRID, from the strongest down, before the cross-entropy on a random tenth rises after fitting
+    the others. Each fit begins at the last one's end.
     """
     order = torch.randperm(len(x), generator=devices.generator("cpu", seed, "probe")).to(x.device)
     held, rest = order.split([len(x) // 10, len(x) - len(x) // 10])

@@ -18,7 +18,8 @@ decoder's variance. ELBO = E_q[log p(x|z)] - KL(q(z|x) || p(z)), in nats an imag
 weighs the KL by --beta.
 Deviations: the encoder's "FC 128" is two heads, mu and logvar; padding 1 at stride 2, 'same' zero padding for the last
 convolution; one variance, each batch's best (Rybkin et al.); Adam, batches of 128 (Kingma & Welling: Adagrad, 100);
-what is measured are averaged weights. REPORT.md's appendix says how rate, schedule and average were chosen.
+random flips; trained on values k / 255, its ELBO measured on dequantised ones, (k + u) / 256; what is measured are
+averaged weights. REPORT.md's appendix says how rate, schedule and average were chosen.
 """
 
 import copy
@@ -184,7 +185,7 @@ def make_update(vae, average, head, optimizer, images, args):
                 numbers["patch_nll"] = head.nll(codes[0], rows).mean()
                 numbers["loss"] = numbers["loss"] + args.patches * numbers["patch_nll"]
         numbers["loss"].backward()
-        ranks.average_gradients(parameters)
+        ranks.all_reduce_mean(*(p.grad for p in parameters))
         optimizer.step()
         devices.average_weights(average, vae, decay)
         return {name: value.detach() for name, value in numbers.items()}
@@ -215,7 +216,7 @@ def train(args, run, images, test):
             if loop.logs():  # the only time that the host waits for the device
                 means = loop.means()
                 elbo = -means["nll"] - means["kl"]
-                bits = bits_per_dim(elbo, images[0].numel())
+                bits = bits_per_dim(elbo, images[0].numel())  # of x as trained on; only evaluate() dequantises
                 loop.log(lr=lr, **means, bits_per_dim=bits, sigma=vae.sigma2.sqrt().item())
                 loop.show(f"elbo {elbo:.0f} nats, kl {means['kl']:.1f}, mse {means['mse']:.4f}")
             if loop.saves():

@@ -20,7 +20,8 @@ These are losses to descend; L_GAN is what the discriminator gains (its sign in 
 
 Deviations from the paper: the likelihood's variance is each batch's best one (theirs 1: features have no scale of their
 own); the decoder climbs log Dis(fake) (theirs: descends log(1 - Dis(fake))); Adam with beta1 0.5 (RMSProp); codes and
-samples pass the decoder as two batches; averaged weights are measured. REPORT.md's appendix compares each choice.
+samples pass the decoder as two batches; the assignment's discriminator, without batch norm (theirs has it); random
+flips; averaged weights are measured. REPORT.md's appendix compares each choice.
 """
 
 import copy

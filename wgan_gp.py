@@ -13,7 +13,7 @@ there as "(0, 5, 0.5)"), mu_2 = (-0.5, -0.5), sigma = 0.1. Its text calls 0.10 t
 Measured: REPORT.md, question 1, with its machine and commit; how the defaults were chosen: its appendix.
 
 Symbols: z latent, x_fake = G(z) (the paper's x-tilde), x_interp the point between a real and a fake sample where the
-penalty is taken (its x-hat), critic f (its D), mix its epsilon.
+penalty is taken (its x-hat), critic f (its D), mix 1 minus its epsilon.
 
 Deviations from Gulrajani et al., Algorithm 1 and their toy experiments: the penalty is one-sided (theirs is two-sided
 by default) with weight 0.1 (10); a drift term, 0.3 times the mean of critic(x_real)^2 (Karras et al. 2018, arXiv
@@ -203,7 +203,7 @@ def plot_density(x, x_real, sigma, title, path, grid=None):
         axis.set_title(f"{name}, density of {len(points)} samples")
     if grid is not None:
         axes[0].contour(grid[0], grid[0], grid[1], levels=14, colors="black", linewidths=0.5, alpha=0.5)
-        axes[0].set_title(f"generated, density of {len(x)} samples;\nlines: the critic's contours")
+        title += "; lines on the left: the critic's contours"
     axes[2].scatter(x[:, 0], x[:, 1], s=3, color="tab:blue", linewidths=0, label="generated")
     axes[2].set_title("generated points")
     for mean, label in zip(MEANS, ("3 sigma of the truth", None), strict=True):

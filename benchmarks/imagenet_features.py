@@ -27,7 +27,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 if __name__ == "__main__":
-    sys.path[0] = str(ROOT)  # not this folder, which has a vae.py and a fid.py, too
+    sys.path[0] = str(ROOT)  # not this folder, which has a fid.py, too
 
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402

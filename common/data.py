@@ -86,19 +86,13 @@ def splits(args, device, labelled=False):
         test, test_labels = ranks.main_first(lambda: read("test"))
     train, train_labels = train[: args.limit], train_labels[: args.limit]
     classes = folder.classes if folder else CLASSES[args.data]
-    found = Data(train, train_labels, test, test_labels, classes, fingerprint(args.data, folder))
+    fingerprint = folder.fingerprint() if folder else args.data
+    found = Data(train, train_labels, test, test_labels, classes, fingerprint)
     if ranks.is_main():
         print(understood(args, found, done, folder.left_out if folder else Counter()))
     if labelled:
         check_classes(args.data, found)
     return found
-
-
-def fingerprint(name, folder=None):
-    """What a data set is, in short: its name, or of a folder its files' list and sizes."""
-    if name in CLASSES:
-        return name
-    return (folder or folders.find(name)).fingerprint()
 
 
 def note_files(args, found):

@@ -73,21 +73,6 @@ def export(net, path):
     runs.write_bytes(path, buffer.getbuffer())
 
 
-def wanted_extractor(fid, features, device):
-    """What a model's --fid (auto, off or a number) and --features ask for, or None. On a CPU `auto` takes the latter.
-
-    Without the weights it says so and returns None, so that a training goes on; a bad --features raises UserError.
-    """
-    if fid == "off" or (fid == "auto" and device.type == "cpu" and not features):
-        return None
-    try:
-        return load_extractor(features=features, device=device)
-    except (UserError, SystemExit) as error:  # SystemExit: main_first's, in the ranks beside the main one
-        if features:
-            raise
-        note(f"there will be no FID: {error}")
-
-
 def find_weights(path=None):
     """-> the path of Inception's weights: as given, $FID_WEIGHTS, in torch hub's cache, or downloaded into that."""
     path = path or os.environ.get("FID_WEIGHTS")

@@ -132,11 +132,8 @@ class Queue:
         def stop(which, frame):
             self.stops += 1
 
-        signals = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that closes, unless nohup says to go on
-            signals.append(signal.SIGHUP)
         with contextlib.ExitStack() as at_the_end:  # the last callback first, whatever goes wrong
-            for which in signals:
+            for which in runs.stop_signals():
                 at_the_end.callback(signal.signal, which, signal.signal(which, stop))
             at_the_end.callback(self.halt)  # no process is left behind
             while self.pending() and not self.stops:

@@ -20,7 +20,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from common import devices, pictures, ranks
+from common import devices, pictures, ranks, runs
 from common.runs import Interrupted, UserError, number
 
 CLOCKS = {"seconds": time.perf_counter, "cpu_seconds": time.process_time}
@@ -88,8 +88,11 @@ class Loop:
         else:
             self.run.begin()
         self.began = {name: clock() - state[name] for name, clock in CLOCKS.items() if name in state}
-        self.handlers = {which: signal.signal(which, self.interrupt) for which in (signal.SIGINT, signal.SIGTERM)}
+        self.handlers = {which: signal.signal(which, self.interrupt) for which in runs.stop_signals()}
         quiet = not ranks.is_main()
+        if not quiet:
+            where = runs.machine(self.device.type)
+            print(f"{self.run.folder}: training from step {self.step} to {self.total} on {where}", flush=True)
         self.bar = tqdm(total=self.total, initial=self.step, unit="step", disable=quiet, dynamic_ncols=True)
         return self
 
@@ -99,7 +102,7 @@ class Loop:
             signal.signal(which, handler)
 
     def interrupt(self, which, frame):
-        """Ctrl-C and SIGTERM: the loop saves and leaves between two steps."""
+        """Ctrl-C, SIGTERM and a terminal that closes: the loop saves and leaves between two steps."""
         self.interrupted = True
 
     def __iter__(self):

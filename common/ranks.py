@@ -49,10 +49,6 @@ def all_reduce_mean(*tensors):
         tensor.copy_(mean.view_as(tensor))
 
 
-def average_gradients(parameters):
-    all_reduce_mean(*(p.grad for p in parameters if p.grad is not None))
-
-
 def average_buffers(*modules):
     """Average batch norm's running statistics over ranks: each rank has seen its own part of every batch."""
     all_reduce_mean(*(b for module in modules for b in module.buffers() if b.is_floating_point()))

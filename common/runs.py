@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -142,7 +143,8 @@ def parse(parser, argv, script, reuse=("resume",), may_differ=(), anew=()):
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     for key, value in saved.items():
-        if getattr(args, key) != value and key not in ("device", *may_differ):
+        draws = key == "seed" and getattr(args, "sample", None)  # other samples of the same model
+        if getattr(args, key) != value and key not in ("device", *may_differ) and not draws:
             raise UserError(
                 f"runs/{args.name} was made with {spelled(key)} {value}, not {getattr(args, key)}: "
                 f"omit {spelled(key)}, or start another with --name"
@@ -252,6 +254,10 @@ def load_checkpoint(path):
     except FileNotFoundError:
         raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
     except Exception as error:  # a damaged file fails in as many ways as it has parts
+        if is_out_of_memory(error):
+            raise
+        if isinstance(error, OSError):
+            raise UserError(f"cannot read {path}: {error.strerror or error}; check its permissions") from error
         raise UserError(f"{path} is not a readable checkpoint ({type(error).__name__}): train anew") from error
     if not (isinstance(state, dict) and {"script", "args", "step"} <= set(state)):
         raise UserError(f"{path} is not a checkpoint of these scripts: train anew, or give another --name")
@@ -290,14 +296,27 @@ def versions(device):
 
 
 def machine(device):
-    """The hardware in words, e.g. 'AMD EPYC, 2 threads' or a GPU's name, where `device` does not say cpu."""
+    """The hardware in words: 'AMD EPYC, 2 threads', or the GPU where `device` does not say cpu; of torchrun's
+    processes, which compute on one kind each, how many there are."""
+    processes = ranks.world_size()
     if torch.cuda.is_available() and device != "cpu":
-        return torch.cuda.get_device_name()
+        return f"{processes} x {torch.cuda.get_device_name()}" if processes > 1 else torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()
+    if torch.backends.mps.is_available() and device != "cpu":
+        return f"{cpu}, GPU"
     with contextlib.suppress(OSError):
         cpu = re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text()).group(1)
     threads = torch.get_num_threads()
-    return f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
+    words = f"{cpu}, {threads} thread{'s' if threads > 1 else ''}"
+    return f"{words}, {processes} processes" if processes > 1 else words
+
+
+def stop_signals():
+    """What asks a process to save and leave: Ctrl-C, SIGTERM, a terminal that closes (unless nohup says to go on)."""
+    signals = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signals.append(signal.SIGHUP)
+    return signals
 
 
 def typed(script, argv=None):
@@ -334,9 +353,7 @@ def lock(folder, instead=", or give another --name"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(
-            f"cannot write in {folder.parent}: {error.strerror}; run from a folder you can write"
-        ) from error
+        raise UserError(cannot_write(path, error)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -380,9 +397,7 @@ class Run:
                 print(f"the earlier run in {self.folder} was moved to {aside}")
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(
-                f"cannot make {self.folder}: {error.strerror or error}; run from a folder you can write"
-            ) from error
+            raise UserError(cannot_write(self.folder, error)) from error
         self.write_args()
 
     def write_args(self):
@@ -425,8 +440,10 @@ class Run:
             save_checkpoint(self / "checkpoint.pt", record)
 
     def restore(self, parts):
-        """Load checkpoint.pt into modules and optimisers. -> the whole record."""
-        state = self.load()
+        """Load checkpoint.pt into modules and optimisers. -> the whole record. Raises UserError, also when another
+        script made it."""
+        state = load_checkpoint(self / "checkpoint.pt")
+        check_script(state, self.script, self / "checkpoint.pt")
         for name, part in parts.items():
             if name not in state:
                 raise UserError(f"{self / 'checkpoint.pt'} holds no {name}: an earlier version made it; train anew")
@@ -442,12 +459,6 @@ class Run:
                 load_weights(part, state[name], self / "checkpoint.pt")
         return state
 
-    def load(self):
-        """-> the checkpoint of this run. Raises UserError when another script made it."""
-        state = load_checkpoint(self / "checkpoint.pt")
-        check_script(state, self.script, self / "checkpoint.pt")
-        return state
-
     def log(self, **record):
         """Append one line to log.jsonl."""
         if ranks.is_main():
@@ -455,7 +466,7 @@ class Run:
                 with open(self / "log.jsonl", "a") as file:
                     file.write(json.dumps(record) + "\n")
             except OSError as error:
-                raise UserError(f"cannot write {self / 'log.jsonl'}: {error.strerror or error}") from error
+                raise UserError(cannot_write(self / "log.jsonl", error)) from error
 
     def read_log(self):
         """The log's records, oldest first; [] when there is none."""
@@ -494,5 +505,5 @@ class Run:
         """Print the closing table, and which pictures the run has."""
         print(f"\n{self.folder}: {title}")
         for key, value in metrics.items():
-            print(f"  {key:26} {value:.4f}" if isinstance(value, float) else f"  {key:26} {value}")
+            print(f"  {key:26} {value:.6g}" if isinstance(value, float) else f"  {key:26} {value}")
         print(f"  {'pictures':26} {', '.join(path.name for path in pictures_in(self.folder))}")

@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from common import data, devices, pictures, runs
-from common.inception import wanted_extractor
+from common.inception import load_extractor
 from common.loop import add_training_flags, check_batch
 from common.runs import UserError, number
+from common.streams import note
 
 REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
 MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "features")  # flags that may change then
@@ -36,7 +37,12 @@ def add_flags(parser, name, batch_size, lr):
     add("--sample", type=number(int, 1), help="write SAMPLE images from the checkpoint, do no more")
     add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     count = number(int, 2, words=("auto", "off"))
-    add("--fid", type=count, default="auto", help="images: auto (10,000; on a CPU only with --features), off, or N")
+    add(
+        "--fid",
+        type=count,
+        default="auto",
+        help="images: auto (10,000; on a CPU only with --features), off, or up to N",
+    )
     add("--features", nargs="+", help="of the distances: inception (the default), torch.export programs, or several")
 
 
@@ -57,12 +63,18 @@ def begin(args, script, argv):
 
 
 def wanted_extractors(args, device):
-    """What --fid and --features ask for, as far as it can be had. Raises UserError."""
-    names = args.features or ["inception"]
-    if isinstance(names, str):  # from the checkpoint of an earlier commit
-        names = [names]
-    found = [wanted_extractor(args.fid, None if name == "inception" else name, device) for name in names]
-    found = [extractor for extractor in found if extractor]
+    """What --fid and --features ask for -> fid.py's extractors. Inception's may be missing, which is said; other
+    features must be there, or a UserError is raised."""
+    if args.fid == "off" or (args.fid == "auto" and device.type == "cpu" and not args.features):
+        return []
+    found = []
+    for name in args.features or ["inception"]:
+        try:
+            found.append(load_extractor(features=None if name == "inception" else name, device=device))
+        except (UserError, SystemExit) as error:  # SystemExit: main_first's, in the ranks beside the main one
+            if name != "inception":
+                raise
+            note(f"there will be no FID: {error}")  # and the training goes on
     if len({extractor.ruler for extractor in found}) < len(found):
         raise UserError("two of --features have one name, under which their distances would be kept: rename one")
     return found
@@ -136,7 +148,10 @@ def earlier_distances(run, step):
 
 def distance_sets(args, **sets):
     """{name: images (N, ...)} -> of each as many as --fid says, and no more than the smallest set has."""
-    count = min(10_000 if args.fid == "auto" else args.fid, *map(len, sets.values()))
+    wanted = 10_000 if args.fid == "auto" else args.fid
+    count = min(wanted, *map(len, sets.values()))
+    if count < wanted and args.fid != "auto":
+        note(f"--fid {wanted}: the smallest set has {count} images, so {count} of each are compared")
     return {name: images[:count] for name, images in sets.items()}
 
 

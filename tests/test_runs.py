@@ -79,26 +79,53 @@ def test_a_run_that_used_a_flag_which_is_gone_is_not_resumed(in_tmp):
 
 def test_checkpoint_round_trip_and_its_errors(in_tmp):
     run = saved(width=8)
-    state = run.load()
+    state = run.restore({})
     assert state["step"] == 3 and torch.equal(state["model"]["w"], torch.arange(3.0))
     with pytest.raises(UserError, match="was made by script.py, not other.py"):
-        runs.Run(runs.parse(parser(), [], "script.py"), "other.py").load()
+        runs.Run(runs.parse(parser(), [], "script.py"), "other.py").restore({})
     with pytest.raises(UserError, match="another architecture than Linear"):
         runs.load_weights(torch.nn.Linear(2, 2), state["model"], "x.pt")
     path = run / "checkpoint.pt"
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(UserError, match="not a readable checkpoint"):
-        run.load()
+        run.restore({})
     for junk in (b"", b"hello\n", os.urandom(200)):
         path.write_bytes(junk)
         with pytest.raises(UserError, match="not a readable checkpoint"):
-            run.load()
+            run.restore({})
     torch.save([1, 2], path)
     with pytest.raises(UserError, match="not a checkpoint of these scripts"):
         runs.parse(parser(), ["--resume"], "script.py")
     path.unlink()
     with pytest.raises(UserError, match="there is no checkpoint"):
-        run.load()
+        run.restore({})
+
+
+def test_a_checkpoint_that_is_not_the_fault_is_not_blamed(in_tmp, monkeypatch):
+    """Where memory or a right is missing, the advice to train anew would be wrong."""
+    run = saved(width=8)
+
+    def fail(error):
+        def load(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(torch, "load", load)
+
+    fail(PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
+    with pytest.raises(UserError, match="cannot read runs/try/checkpoint.pt: Permission denied; check"):
+        run.restore({})
+    fail(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"))
+    with pytest.raises(RuntimeError, match="allocate"):
+        run.restore({})
+
+
+def test_samples_may_have_a_seed_of_their_own(in_tmp):
+    saved(width=8)
+    more = parser()
+    more.add_argument("--sample", type=int)
+    assert runs.parse(more, ["--sample", "3", "--seed", "1"], "script.py", ("resume", "sample")).seed == 1
+    with pytest.raises(UserError, match="--seed 0, not 1"):
+        runs.parse(more, ["--resume", "--seed", "1"], "script.py", ("resume", "sample"))
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
@@ -212,6 +239,13 @@ def test_restore_gives_back_modules_and_optimisers(in_tmp):
     assert parts["optimizer"].param_groups[0]["lr"] is rate and rate.item() == 0.5  # a graph may hold this tensor
 
 
+def test_a_terminal_that_closes_stops_a_run_as_ctrl_c_does_unless_nohup_protects_it(monkeypatch):
+    for handler, stops in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        monkeypatch.setattr(signal, "getsignal", lambda which, handler=handler: handler)
+        assert (signal.SIGHUP in runs.stop_signals()) is stops
+        assert {signal.SIGINT, signal.SIGTERM} <= set(runs.stop_signals())
+
+
 def test_versions_name_the_commit_and_the_machine():
     found = runs.versions("cpu")
     assert found["torch"] == torch.__version__ and found["machine"]
@@ -222,6 +256,13 @@ def test_what_ran_on_the_cpu_of_a_gpu_machine_says_so(in_tmp, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert runs.machine("auto") == "a GPU" and runs.machine("cuda:0") == "a GPU"
     assert "thread" in runs.machine("cpu")
+    monkeypatch.setattr(runs.ranks, "world_size", lambda: 2)
+    assert runs.machine("auto") == "2 x a GPU" and runs.machine("cpu").endswith(", 2 processes")
+    monkeypatch.undo()
+    monkeypatch.chdir(in_tmp)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runs.machine("auto").endswith(", GPU") and "thread" in runs.machine("cpu")
     args = runs.parse(parser(), [], "script.py")
     del args.device  # a proof has no such flag
     run = runs.Run(args, "script.py")

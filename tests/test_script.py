@@ -32,6 +32,27 @@ def test_on_a_cpu_fid_auto_is_off_but_for_features_that_are_named():
         script.wanted_extractors(args, torch.device("cpu"))
 
 
+def test_features_that_are_missing_stop_a_run_and_inceptions_weights_do_not(monkeypatch, capsys):
+    def load(features, device):
+        raise runs.UserError("the weights are not here")
+
+    monkeypatch.setattr(script, "load_extractor", load)
+    args = types.SimpleNamespace(fid=10, features=None)
+    assert script.wanted_extractors(args, torch.device("cpu")) == []
+    args = types.SimpleNamespace(fid="auto", features=["inception"])  # named: on a CPU, too
+    assert script.wanted_extractors(args, torch.device("cpu")) == []
+    assert capsys.readouterr().err.count("there will be no FID: the weights are not here") == 2
+
+
+def test_fewer_images_than_asked_for_are_compared_and_that_is_said(capsys):
+    sets = {"reconstruction": torch.zeros(6), "generation": torch.zeros(9)}
+    assert [len(x) for x in script.distance_sets(types.SimpleNamespace(fid=4), **sets).values()] == [4, 4]
+    assert [len(x) for x in script.distance_sets(types.SimpleNamespace(fid="auto"), **sets).values()] == [6, 6]
+    assert capsys.readouterr().err == ""
+    assert [len(x) for x in script.distance_sets(types.SimpleNamespace(fid=50), **sets).values()] == [6, 6]
+    assert "--fid 50: the smallest set has 6 images" in capsys.readouterr().err
+
+
 # --- interpolations -----------------------------------------------------------------------------------------------
 
 
@@ -89,28 +110,6 @@ def test_one_image_makes_no_pair(in_tmp):
 # --- frames and their animation -----------------------------------------------------------------------------------
 
 
-class SmallEncoder(torch.nn.Module):
-    """As vae.Encoder, in less time."""
-
-    def __init__(self, latent_dim):
-        super().__init__()
-        self.mu, self.logvar = (torch.nn.Linear(3 * 32 * 32, latent_dim) for _ in range(2))
-
-    def forward(self, x):
-        return self.mu(x.flatten(1)), self.logvar(x.flatten(1))
-
-
-class SmallDecoder(torch.nn.Module):
-    """As vae.Decoder, in less time."""
-
-    def __init__(self, latent_dim):
-        super().__init__()
-        self.net = torch.nn.Linear(latent_dim, 3 * 32 * 32)
-
-    def forward(self, z):
-        return torch.sigmoid(self.net(z)).view(-1, 3, 32, 32)
-
-
 def frames(name):
     return sorted(os.listdir(Path("runs", name, "frames")))
 
@@ -121,10 +120,8 @@ def pixels(path):
 
 
 def test_frames_show_the_same_z_and_a_resumed_run_has_those_before_its_checkpoint(
-    in_tmp, image_folder, monkeypatch, no_figures
+    in_tmp, image_folder, monkeypatch, no_figures, small_networks
 ):
-    monkeypatch.setattr(vae, "Encoder", SmallEncoder)
-    monkeypatch.setattr(vae, "Decoder", SmallDecoder)
     latents, decode = [], vae.decode
 
     def spy(model, z):
