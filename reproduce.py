@@ -26,7 +26,7 @@ import re
 import sys
 from pathlib import Path
 
-from common import inception, jobs, pictures, runs, tables
+from common import data, inception, jobs, pictures, runs, tables
 from common.jobs import Part, Queue, say
 from common.script import DISTANCES
 from common.tables import MISSING
@@ -260,7 +260,10 @@ def main(argv=None):
     missing = parts.keys() - finished(parts).keys()
     todo = chosen & missing
     small = "; --quick: small trainings on built-in images, whose numbers mean nothing" if args.quick else ""
-    say(f"{len(chosen)} parts, {len(todo)} to run{small}")
+    hours = sum(parts[name].minutes for name in todo) / 60
+    say(f"{len(chosen)} parts, {len(todo)} to run, about {hours:.1f} h on two CPU cores{small}")
+    if not args.quick and len(jobs.slots(args.device)) > 1 and any(not parts[name].cpu for name in todo):
+        data.load("cifar10", args.data_dir, "test")  # once: parts side by side would each download and unpack it
     try:
         failed = Queue(parts, todo, missing - todo, args.device, args.work).run()
     finally:

@@ -47,7 +47,7 @@ if pathlib.Path("wait").exists():
 (folder / "metrics.json").write_text('{"seconds": 1.5}')
 """
 
-PAGES = ("summary", "models", "distances", "kernel", "training", "classification")
+PAGES = ("summary", "compare", "models", "distances", "kernel", "training", "classification")
 PAGES += ("wgan_gp", "wgan_gp_sigma", "wgan_gp_variants", "proofs")
 
 
@@ -80,7 +80,8 @@ def main(*argv):
 def test_finished_parts_are_skipped(fakes, capsys):
     main()
     said = capsys.readouterr().err.splitlines()
-    assert said[0] == "3 parts, 3 to run" and re.fullmatch(r"\[3/3\] c: \d+ s", said[3])
+    assert re.fullmatch(r"3 parts, 3 to run, about 0\.1 h on two CPU cores", said[0])
+    assert re.fullmatch(r"\[3/3\] c: \d+ s", said[3])
     assert re.fullmatch(r"\[1/3\] a: \d+ s, about \d+\.\d min left", said[1])
     assert names(fakes()) == ["a", "b", "c"]
     assert all("--resume" not in line for line in fakes())
@@ -283,7 +284,10 @@ def test_pictures_are_those_that_the_pages_show_of_the_runs_that_gave_the_number
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
     monkeypatch.setattr(jobs, "slots", lambda device: ["0", "1", ""])
+    read = []
+    monkeypatch.setattr(reproduce.data, "load", lambda *of: read.append((of, Path("ran.txt").exists())))
     main()
+    assert read == [(("cifar10", "data", "test"), False)]  # once, before the first part
     gpus = {line.split()[1]: line.split()[-1] for line in fakes()}
     assert {gpus["a"], gpus["c"]} == {"0", "1"} and gpus["b"] in ("0", "1")
     assert names(fakes()).index("a") < names(fakes()).index("b")
@@ -514,6 +518,11 @@ def test_summary():
     assert "Inception FID: not measured" not in text
     found["vae_64_seed_1"] = vae_run(6.0)
     assert row(tables.tables(results(**found))["summary"], "VAE, 64")[-1] == "40.00 (n = 1)"
+    compared = tables.tables(results(**found))["compare"]
+    assert row(compared, "VAE, 64") == row(tables.tables(results(**found))["summary"], "VAE, 64")
+    titles = [line.split(" |")[0] for line in compared.splitlines() if line.startswith("| VAE")]
+    assert titles[:3] == ["| VAE, 128 dimensions", "| VAE-GAN, 128", "| VAE, 64"]
+    assert titles[3].startswith("| VAE-GAN, 64")
     widths = {line.count("|") - line.count("\\|") for line in text.splitlines() if line.startswith("|")}
     assert len(widths) == 1
 
@@ -582,8 +591,8 @@ def test_proofs():
     claim = {"claim A": {"gap": 1e-15, "error": 1e-9, "entropy": 2.0, "elbo": -2.0}}
     text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
     assert row(text, "laplace, prior normal")[1:] == ["-1.250000", "0.5000000000", "0.25 (1e-09)", "0.125 (2e-09)"]
-    assert row(text, "its likelihood, the same maps")[2:] == ["0 to 0.3", "0.0625 (3e-09)", "0.0625 (3e-09)"]
-    assert row(text, "its likelihood, a decoder alone")[2:] == ["", "0 exactly", "0.01 to 0.02"]
+    assert row(text, "the likelihood's gap, the same maps")[2:] == ["0 to 0.3", "0.0625 (3e-09)", "0.0625 (3e-09)"]
+    assert row(text, "the likelihood's gap, a decoder alone")[2:] == ["", "0 exactly", "0.01 to 0.02"]
     assert row(text, "counterexample in 2-D, claim A")[1:3] == ["-2.000000", "1e-15 (1e-09)"]
     assert (
         "1 of 2 steps" in text and "Up to 81 knots a spline; their last doubling moved a gap by at most 0.4 %." in text

@@ -249,7 +249,7 @@ def test_the_report_gives_the_defaults():
         f"z in [-1, 1]^{args.latent_dim}, times 10; {args.depth} hidden layers of {args.width}, ReLU",
         f"x, times 10; 2 hidden layers of {args.critic_width}, LeakyReLU (0.2)",
         f"gradient penalty, weight {args.penalty:g}, one-sided",
-        f"a drift term, {args.drift:g} times mean f(real)^2",
+        f"a drift term with weight {args.drift:g}",
         f"Adam, betas (0, {wgan_gp.BETAS[1]:g}); learning rates {args.lr:.0e}".replace("e-0", "e-"),
         f"falling linearly: the generator's to 0, {end}",
         f"{args.iterations} generator iterations, {args.critic_steps} critic steps before each",
