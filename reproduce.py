@@ -259,9 +259,10 @@ def main(argv=None):
     chosen = {name for name in parts if name.startswith(only)}
     missing = parts.keys() - finished(parts).keys()
     todo = chosen & missing
-    small = "; --quick: small trainings on built-in images, whose numbers mean nothing" if args.quick else ""
-    hours = sum(parts[name].minutes for name in todo) / 60
-    say(f"{len(chosen)} parts, {len(todo)} to run, about {hours:.1f} h on two CPU cores{small}")
+    rest = f", about {sum(parts[name].minutes for name in todo) / 60:.1f} h on two CPU cores"
+    if args.quick:
+        rest = "; --quick: small trainings on built-in images, whose numbers mean nothing"
+    say(f"{len(chosen)} parts, {len(todo)} to run{rest}")
     if not args.quick and len(jobs.slots(args.device)) > 1 and any(not parts[name].cpu for name in todo):
         data.load("cifar10", args.data_dir, "test")  # once: parts side by side would each download and unpack it
     try:
