@@ -110,7 +110,7 @@ def table(args, rulers):
     # questions 2 and 3
     for seed in range(args.seeds):
         for kind, spec in tables.MODELS.items():
-            model, vae = f"{kind}_seed_{seed}", f"{kind.replace('_gan', '')}_seed_{seed}"
+            model, vae = f"{kind}_seed_{seed}", f"{tables.vae_of(kind)}_seed_{seed}"
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
             add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
@@ -259,9 +259,10 @@ def main(argv=None):
     chosen = {name for name in parts if name.startswith(only)}
     missing = parts.keys() - finished(parts).keys()
     todo = chosen & missing
-    rest = f", about {sum(parts[name].minutes for name in todo) / 60:.1f} h on two CPU cores"
     if args.quick:
         rest = "; --quick: small trainings on built-in images, whose numbers mean nothing"
+    else:
+        rest = f", about {sum(parts[name].minutes for name in todo) / 60:.1f} h on two CPU cores"
     say(f"{len(chosen)} parts, {len(todo)} to run{rest}")
     if not args.quick and len(jobs.slots(args.device)) > 1 and any(not parts[name].cpu for name in todo):
         data.load("cifar10", args.data_dir, "test")  # once: parts side by side would each download and unpack it

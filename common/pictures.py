@@ -122,14 +122,18 @@ def write_frame(images, path, title):
         frame.save(part)
 
 
-def write_sheet(files, path, columns=2):
-    """Pictures of equal size side by side, `columns` a row, in the order of the list -> one PNG."""
-    drawn = []
+def read_pictures(files):
+    """The RGB pictures of some files, one after another."""
     for file in files:
         with Image.open(file) as picture:
-            drawn.append(picture.convert("RGB"))
+            yield picture.convert("RGB")
+
+
+def write_sheet(files, path, columns=2):
+    """Pictures of equal size side by side, `columns` a row, in the order of the list -> one PNG."""
+    drawn = list(read_pictures(files))
     width, height = drawn[0].size
-    sheet = Image.new("RGB", (columns * width, -(-len(drawn) // columns) * height), "white")
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(drawn) / columns) * height), "white")
     for i, picture in enumerate(drawn):
         sheet.paste(picture, (i % columns * width, i // columns * height))
     with writing(path) as part:
@@ -145,10 +149,7 @@ def spread(frames, most):
 
 def write_gif(frames, path, colours=48):
     """One animation of pictures of equal size; the last one stays longer. colours: 48 are enough for plots."""
-    pictures = []
-    for frame in frames:
-        with Image.open(frame) as picture:
-            pictures.append(picture.convert("RGB").quantize(colours, dither=Image.Dither.NONE))
+    pictures = [picture.quantize(colours, dither=Image.Dither.NONE) for picture in read_pictures(frames)]
     durations = [600] * (len(pictures) - 1) + [2500]
     with writing(path) as part:
         pictures[0].save(part, save_all=True, append_images=pictures[1:], duration=durations, loop=0)

@@ -142,9 +142,11 @@ def parse(parser, argv, script, reuse=("resume",), may_differ=(), anew=()):
     saved = {key: value for key, value in state["args"].items() if hasattr(args, key) and key not in own}
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
+    free = {"device", *may_differ}
+    if getattr(args, "sample", None):
+        free.add("seed")  # other samples of the same model
     for key, value in saved.items():
-        draws = key == "seed" and getattr(args, "sample", None)  # other samples of the same model
-        if getattr(args, key) != value and key not in ("device", *may_differ) and not draws:
+        if getattr(args, key) != value and key not in free:
             raise UserError(
                 f"runs/{args.name} was made with {spelled(key)} {value}, not {getattr(args, key)}: "
                 f"omit {spelled(key)}, or start another with --name"
@@ -300,7 +302,8 @@ def machine(device):
     processes, which compute on one kind each, how many there are."""
     processes = ranks.world_size()
     if torch.cuda.is_available() and device != "cpu":
-        return f"{processes} x {torch.cuda.get_device_name()}" if processes > 1 else torch.cuda.get_device_name()
+        several = f"{processes} x " if processes > 1 else ""
+        return several + torch.cuda.get_device_name()
     cpu = platform.processor() or platform.machine()
     if torch.backends.mps.is_available() and device != "cpu":
         return f"{cpu}, GPU"
@@ -353,7 +356,7 @@ def lock(folder, instead=", or give another --name"):
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
     except OSError as error:
-        raise UserError(cannot_write(path, error)) from error
+        raise UserError(cannot_write(folder.parent, error)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

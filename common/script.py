@@ -37,12 +37,7 @@ def add_flags(parser, name, batch_size, lr):
     add("--sample", type=number(int, 1), help="write SAMPLE images from the checkpoint, do no more")
     add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     count = number(int, 2, words=("auto", "off"))
-    add(
-        "--fid",
-        type=count,
-        default="auto",
-        help="images: auto (10,000; on a CPU only with --features), off, or up to N",
-    )
+    add("--fid", type=count, default="auto", help="images: auto (10,000; on a CPU only with --features), off, up to N")
     add("--features", nargs="+", help="of the distances: inception (the default), torch.export programs, or several")
 
 
@@ -67,8 +62,11 @@ def wanted_extractors(args, device):
     features must be there, or a UserError is raised."""
     if args.fid == "off" or (args.fid == "auto" and device.type == "cpu" and not args.features):
         return []
+    names = args.features or ["inception"]
+    if isinstance(names, str):  # from the checkpoint of an earlier commit
+        names = [names]
     found = []
-    for name in args.features or ["inception"]:
+    for name in names:
         try:
             found.append(load_extractor(features=None if name == "inception" else name, device=device))
         except (UserError, SystemExit) as error:  # SystemExit: main_first's, in the ranks beside the main one

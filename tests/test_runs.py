@@ -251,18 +251,24 @@ def test_versions_name_the_commit_and_the_machine():
     assert found["torch"] == torch.__version__ and found["machine"]
 
 
+def test_a_machine_of_several_processes_says_how_many(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(runs.ranks, "world_size", lambda: 2)
+    assert runs.machine("auto") == "2 x a GPU" and runs.machine("cpu").endswith(", 2 processes")
+
+
+def test_an_apple_gpu_is_not_recorded_as_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert runs.machine("auto").endswith(", GPU") and "thread" in runs.machine("cpu")
+
+
 def test_what_ran_on_the_cpu_of_a_gpu_machine_says_so(in_tmp, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     assert runs.machine("auto") == "a GPU" and runs.machine("cuda:0") == "a GPU"
     assert "thread" in runs.machine("cpu")
-    monkeypatch.setattr(runs.ranks, "world_size", lambda: 2)
-    assert runs.machine("auto") == "2 x a GPU" and runs.machine("cpu").endswith(", 2 processes")
-    monkeypatch.undo()
-    monkeypatch.chdir(in_tmp)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert runs.machine("auto").endswith(", GPU") and "thread" in runs.machine("cpu")
     args = runs.parse(parser(), [], "script.py")
     del args.device  # a proof has no such flag
     run = runs.Run(args, "script.py")

@@ -42,6 +42,11 @@ def test_features_that_are_missing_stop_a_run_and_inceptions_weights_do_not(monk
     args = types.SimpleNamespace(fid="auto", features=["inception"])  # named: on a CPU, too
     assert script.wanted_extractors(args, torch.device("cpu")) == []
     assert capsys.readouterr().err.count("there will be no FID: the weights are not here") == 2
+    args = types.SimpleNamespace(fid=10, features="net.pt2")  # one word: from the checkpoint of an earlier commit
+    with pytest.raises(runs.UserError):
+        script.wanted_extractors(args, torch.device("cpu"))
+    monkeypatch.setattr(script, "load_extractor", lambda features, device: types.SimpleNamespace(ruler=features))
+    assert [each.ruler for each in script.wanted_extractors(args, torch.device("cpu"))] == ["net.pt2"]
 
 
 def test_fewer_images_than_asked_for_are_compared_and_that_is_said(capsys):
