@@ -12,6 +12,8 @@ is no loader, no worker process and no copy from the host in a training step.
 """
 
 import hashlib
+import os
+import tempfile
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,13 +225,36 @@ def load_cifar10(data_dir, split):
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}; check its permissions") from error
     try:
-        dataset = CIFAR10(data_dir, train=split == "train", download=not unpacked)
+        if not unpacked:
+            fetch_cifar10(data_dir, state == "intact")
+        dataset = CIFAR10(data_dir, train=split == "train")
     except MemoryError:
         raise
     except Exception as error:  # no network, a slow or failing host, a broken archive, a full disk: all end here
         reason = getattr(error, "strerror", None) or first_line(error)
         raise UserError(no_cifar10(data_dir, archive, state, reason, CIFAR10.tgz_md5)) from error
     return np.ascontiguousarray(dataset.data.transpose(0, 3, 1, 2)), np.array(dataset.targets, np.int64)
+
+
+def fetch_cifar10(data_dir, have_archive):
+    """Unpack or download CIFAR-10 in a folder of its own, and move it into data_dir when it is whole.
+
+    So a script that is started meanwhile sees all of it or none, and two that download do not write into one file.
+    """
+    CIFAR10 = import_torchvision().datasets.CIFAR10
+    archive, folder = data_dir / CIFAR10.filename, data_dir / CIFAR10.base_folder
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=data_dir, prefix=".cifar10-") as work:
+        if have_archive:
+            Path(work, archive.name).symlink_to(archive.resolve())
+        CIFAR10(work, download=True)
+        if not have_archive:
+            os.replace(Path(work, archive.name), archive)
+        try:
+            os.rename(Path(work, folder.name), folder)
+        except OSError:
+            if not folder.is_dir():  # else another script was first
+                raise
 
 
 def md5_of(file):

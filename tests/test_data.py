@@ -6,9 +6,14 @@ pytest tests/test_data.py
 
 import argparse
 import errno
+import functools
 import hashlib
+import http.server
 import os
+import pickle
 import shutil
+import tarfile
+import threading
 import warnings
 from unittest import mock
 
@@ -447,6 +452,78 @@ def test_a_damaged_archive_is_called_so(tmp_path, monkeypatch):
     archive = str(tmp_path / "cifar-10-python.tar.gz")
     for word in (f"{archive} is damaged", "c58f30108f718f92721af3b95e74349a", "--data shapes"):
         assert word in str(error.value)
+
+
+@pytest.fixture
+def archive(tmp_path, monkeypatch):
+    """The archive of a small CIFAR-10, 2 images a batch, on a server; torchvision is told to expect it."""
+    CIFAR10 = data.import_torchvision().datasets.CIFAR10
+    official = tmp_path / "official" / CIFAR10.base_folder
+    official.mkdir(parents=True)
+    sums = {}
+    for name, _ in [*CIFAR10.train_list, *CIFAR10.test_list, (CIFAR10.meta["filename"], "")]:
+        pixels = np.full((2, 3072), len(sums), np.uint8)
+        content = pickle.dumps({"data": pixels, "labels": [0, 1], "label_names": ["cat", "dog"]})
+        (official / name).write_bytes(content)
+        sums[name] = hashlib.md5(content).hexdigest()
+    file = official.parent / CIFAR10.filename
+    with tarfile.open(file, "w:gz") as tar:
+        tar.add(official, CIFAR10.base_folder)
+    shutil.rmtree(official)
+    monkeypatch.setattr(CIFAR10, "train_list", [[name, sums[name]] for name, _ in CIFAR10.train_list])
+    monkeypatch.setattr(CIFAR10, "test_list", [[name, sums[name]] for name, _ in CIFAR10.test_list])
+    monkeypatch.setattr(CIFAR10, "meta", CIFAR10.meta | {"md5": sums[CIFAR10.meta["filename"]]})
+    monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(file.read_bytes()).hexdigest())
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=file.parent)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        monkeypatch.setattr(CIFAR10, "url", f"http://127.0.0.1:{server.server_port}/{file.name}")
+        threading.Thread(target=server.serve_forever).start()
+        yield file
+        server.shutdown()
+
+
+@pytest.mark.parametrize("before", ["nothing", "the archive", "a damaged archive"])
+def test_cifar10_is_downloaded_or_unpacked(before, archive, tmp_path):
+    here = tmp_path / "new" / "data"
+    if before != "nothing":
+        here.mkdir(parents=True)
+        shutil.copy(archive, here)
+    if before == "the archive":
+        archive.unlink()  # so nothing can be downloaded
+    if before == "a damaged archive":
+        (here / archive.name).write_bytes(b"cut short")
+    images, labels = data.load("cifar10", here, "train")
+    assert (images.shape, labels.tolist()) == ((10, 3, 32, 32), [0, 1] * 5)
+    assert images[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+    assert sorted(path.name for path in here.iterdir()) == ["cifar-10-batches-py", archive.name]
+    assert not (here / archive.name).is_symlink()
+    assert data.load("cifar10", here, "test")[0][:, 0, 0, 0].tolist() == [5, 5]
+
+
+def test_two_scripts_that_download_at_once_both_get_all_of_it(archive, tmp_path, monkeypatch):
+    """The second one downloads while the first one does, and is done before it."""
+    rename = os.rename
+    others = []
+
+    def second_is_first(source, target):
+        monkeypatch.setattr(os, "rename", rename)
+        assert not target.exists()  # whole or not at all: the first one's files are still elsewhere
+        others.append(data.load("cifar10", tmp_path, "train")[0])
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", second_is_first)
+    images, _ = data.load("cifar10", tmp_path, "train")
+    assert torch.equal(images, others[0])
+    assert not list(tmp_path.glob(".cifar10-*"))
+
+
+def test_a_download_that_breaks_off_leaves_nothing_behind(archive, tmp_path):
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    here = tmp_path / "data"
+    with pytest.raises(UserError, match="is not in"):
+        data.load("cifar10", here, "train")
+    assert not list(here.iterdir())
 
 
 def test_a_truncated_or_missing_cifar_batch_is_named(tmp_path, monkeypatch):
