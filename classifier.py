@@ -95,7 +95,8 @@ def evaluate(net, images, labels):
     found = {"cross_entropy": F.cross_entropy(plain, labels).item()}
     for key, logits in {"accuracy": plain, "accuracy_flip": plain + mirror}.items():
         test = binomtest((logits.argmax(1) == labels).sum().item(), len(labels))
-        found[key], (found[f"{key}_low"], found[f"{key}_high"]) = test.statistic, test.proportion_ci(method="wilson")
+        low, high = test.proportion_ci(method="wilson")
+        found |= {key: test.statistic, f"{key}_low": low, f"{key}_high": high}
     return found
 
 

@@ -416,10 +416,13 @@ def proofs(found):
 
 def case_rows(case, affine, free):
     """The three rows of one data and prior. affine: its affine maps; free: its free ones, a floor each."""
-    gap = f"{affine['gap']:.10f}" if abs(affine["gap"]) > 1e-9 else f"{affine['gap']:.0e}"
-    ridge = [maps["likelihood_gap"] for maps in affine["ridge"]]  # of all affine maps with the smallest gap
-    ends = dict.fromkeys(f"{end:.4g}" if end > 1e-9 else "0" for end in (min(ridge), max(ridge)))
-    elbo, same, alone = {"bound": f"{-affine['entropy']:.6f}", "affine": gap}, {"affine": " to ".join(ends)}, {}
+    gap = with_error(affine, ".8f" if abs(affine["gap"]) > 1e-9 else ".1g")
+    ridge = [maps["likelihood_gap"] for maps in affine["ridge"]]  # of affine maps that all have the smallest gap
+    if max(ridge) - min(ridge) > 1e-9:
+        of_affine = f"0 to {affine['gap']:.4g}, not reached"  # prior_proofs/README.md, section 6
+    else:
+        of_affine = f"{ridge[0]:.4g}" if ridge[0] > 1e-9 else "0"
+    elbo, same, alone = {"bound": f"{-affine['entropy']:.6f}", "affine": gap}, {"affine": of_affine}, {}
     for row in free:
         elbo[row["floor"]] = with_error(row, ".4g")
         same[row["floor"]] = with_error(row, ".4g", "likelihood_")

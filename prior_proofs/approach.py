@@ -60,10 +60,16 @@ def bound(slip=0):
     r = sp.symbols("r", positive=True)
     tilted = 2 * sp.integrate(u**2 * sp.exp(-(u**2) / (2 * r**2)), (u, 0, sp.oo)) / sp.sqrt(2 * sp.pi)
     yield "E u^2 e^(b u^2) = (1 - 2b)^(-3/2)", tilted - r**3 * (1 + slip)
-    yield "2|u| <= 1 + u^2", (1 - u) ** 2 - (1 + u**2 - (2 + slip) * u)
+    room = a + b * u**2 - 2 * (1 + lam) * g * u - 2 * lam * g**2 * u**2  # for u = |u|
+    yield "2(1 + lam) g|u| + 2 lam g^2 u^2 <= a + b u^2, by a (1 - |u|)^2", room - (a + slip) * (1 - u) ** 2
     claimed = sp.sqrt(2 / sp.pi) * (ell + 1 + lam) * g + (K / 2 + lam) * g**2
     claimed += (sp.exp(a) * (1 - 2 * b) ** sp.Rational(-3, 2) - 1) / 2
-    yield "the bound is 0 at g = 0, where it is continuous", claimed.subs(g, 0) + slip
+    of_prior = ell * g * 2 * half + K * g**2 / 2
+    of_slope = (1 + lam) * g * 2 * half + lam * g**2
+    of_miss = sp.exp(a) * tilted.subs(r, (1 - 2 * b) ** sp.Rational(-1, 2)) / 2
+    total = of_prior + of_slope * (1 + slip) + of_miss - sp.Rational(1, 2)
+    yield "it is the sum of the bounds of the three terms, less 1/2", total - claimed
+    yield "it is 0 at g = 0, where it is continuous", claimed.subs(g, 0) + slip
 
 
 def slopes(slip=0):

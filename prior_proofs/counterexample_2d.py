@@ -63,7 +63,7 @@ def not_gaussian(slip=0):
 
 
 def mirror(slip=0):
-    """Backward: data z ~ N(0, 1), latent x ~ p_d, encoder p(x|z), decoder q(z|x): again the gap is 0 pointwise."""
+    """Backward: data z ~ N(0, 1), latent x ~ p_d, encoder p(x|z), decoder q(z|x): the same identity, no gap."""
     prior, decoder, encoder, data = log_densities(slip)
     elbo = data + encoder - decoder  # log prior(latent) + log decoder - log encoder
     yield "its integrand is log N(z; 0, 1) = log of the data's density", elbo - prior

@@ -46,6 +46,11 @@ def encoder_marginal(slip=0):
 
 def chain_rule(slip=0):
     """gap = KL(g || p) + E_g KL(P(x|z) || p(x|z)) >= min over Gaussian g of KL(g || p) = R, for any decoder."""
+    log_p, log_decoder = sp.Function("log_p")(z), sp.Function("log_decoder")(x, z)  # any prior, any decoder
+    joint = log_normal(x, mu, sigma**2) + log_normal(z, c * x + d, v)
+    back = log_normal(x, mu + c * sigma**2 / tau2 * (z - eta), sigma**2 * v / tau2)  # P(x|z)
+    parts = log_normal(z, eta, tau2) - log_p + (back + slip * x * z - log_decoder)
+    yield "log P - log Q = log g(z) - log p(z) + log P(x|z) - log p(x|z)", joint - log_p - log_decoder - parts
     m1, m2 = sp.symbols("m1 m2", real=True)
     v1, v2, r = sp.symbols("v1 v2 r", positive=True)
     excess = (r - 1 - sp.log(r)) / 2
@@ -71,7 +76,7 @@ def ridge(slip=0):
 
 
 def ignoring_the_latent(slip=0):
-    """mu(z) = mu, s = sigma^2 has the data's density with every prior: the likelihood is maximal, the ELBO is not."""
+    """mu(z) = mu, s = sigma^2 has the data's density with every prior; its ELBO, by definition, lacks KL(q || p)."""
     log_p, log_q = sp.Function("log_p")(z), sp.Function("log_q")(z)  # any prior; any encoder that ignores x
     decoder = log_normal(x, mu, sigma**2 * (1 + slip))
     integrand = log_p + decoder - log_q

@@ -32,6 +32,8 @@ s, v, n, sigma = sp.symbols("s v n sigma", positive=True)
 def vanishes(residual):
     """True when sympy reduces the expression, or every entry of the matrix, to exactly 0."""
     entries = [sp.sympify(entry) for entry in (residual if isinstance(residual, sp.MatrixBase) else [residual])]
+    if not entries:
+        return False  # an equation without solutions proves nothing
 
     def reduce(entry):
         if entry.is_rational_function():

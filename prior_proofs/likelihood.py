@@ -8,7 +8,8 @@
 The left part is the likelihood's own gap. Theorem E: whatever density the prior is, a Gaussian decoder alone reaches
 p_theta = p_d exactly when p_d is a mixture of normal densities, and under a floor, s >= c^2, exactly when p_d is
 N(0, c^2) convolved with a probability measure. Theorem F: for such data the likelihood's maximiser need not be the
-ELBO's: for two or more components of the least variance it never is. README.md, section 4, has the proofs.
+ELBO's: if all components have the floor's variance, and two or more centres, it never is. README.md, section 4, has the
+proofs.
 """
 
 import sys

@@ -11,8 +11,9 @@ with some probability measure (README.md, section 4), and that is the only restr
 Method: Wang, J. R. Stat. Soc. B 69 (2007), the constrained Newton method. For the current pi and each candidate normal
 density let D be the mean of N(x; m, s) / p_pi(x) over the data. Where D > 1, a bit of mass lowers the divergence; the
 candidates at D's peaks join, and the weights are those of the quadratic approximation, by non-negative least squares.
-The bound is Lindsay's: no pi at all can be better by more than log max D over m at s = floor^2, since
-E log(p_best / p_pi) <= log E(p_best / p_pi), and p_best is a mixture of such densities.
+The bound is Lindsay's: no pi at all can be better by more than log sup D over m at s = floor^2, since
+E log(p_best / p_pi) <= log E(p_best / p_pi), and p_best is a mixture of such densities. The sup is taken on a grid of
+its own, much finer than the candidates', with what D can rise between its nodes.
 """
 
 import math
@@ -26,6 +27,7 @@ from prior_proofs.plane import LOG_2PI, between, split
 
 ACTIVE = 400  # candidates that enter the least squares with weight; besides, those at peaks
 SPARE = 1e-13  # mass, so nats, given away to keep the density positive everywhere
+PITCH = 1 / 100  # of a floor: between the means at which the bound looks at D
 
 
 @dataclass
@@ -67,13 +69,13 @@ def nodes(data, floor, rule, halve=False):
 
 
 def candidates(data, floor):
-    """Means and variances: deviations from the floor up, doubling; at most 401 of each. -> (n,), (n,)"""
+    """Means and variances: deviations from the floor up, doubling. -> (n,), (n,)"""
     means, variances, width, sd = [], [], floor, math.sqrt(data.variance)
     while not means or width < (data.high - data.low) / 4:
         reach = max(5 * sd, 24 * width)
         low, high = max(data.low, data.mean - reach), min(data.high, data.mean + reach)
-        a_width = 3 if means else 16  # the floor's own are the most important, and the closest
-        number = min(401, math.ceil((high - low) / width * a_width) // 2 * 2 + 3)  # odd: one is in the middle
+        a_width, most = (3, 401) if means else (16, 1201)  # the floor's own are the most important, and the closest
+        number = min(most, math.ceil((high - low) / width * a_width) // 2 * 2 + 3)  # odd: one is in the middle
         means.append(np.linspace(low, high, number))
         variances.append(np.full(len(means[-1]), width**2))
         width *= 2
@@ -109,28 +111,27 @@ def best_marginal(data, floor, rounds=20):
         x, weight, log_p = nodes(data, floor, rule, halve)
         log_ratio = log_p - np.log(found(x))
         values.append(weight @ log_ratio)
-        ratios.append(better_by(data, floor, x, weight, log_p, log_ratio))
+        ratios.append(better_by(data, floor, x, weight * np.exp(log_ratio - log_p)))
     found.gap, found.error = float(values[0]), float(np.ptp(values) + data.tail)
     found.least = max(0.0, found.gap - max(ratios))
     return found
 
 
-def better_by(data, floor, x, weight, log_p, log_ratio):
-    """No mixture is better by more than this. log_ratio: log p_d / p_pi at x
+def better_by(data, floor, x, weight):
+    """No mixture is better by more than this: log sup D.  Lindsay 1983.
 
-    log D at narrow densities within 5 standard deviations of the data, and beyond them the largest log p_d / p_pi, of
-    which D is a mean.
+    x, weight: nodes in ascending order, and weights of the integral of p_d / p_pi, so that D(m) is the sum of weight
+    times N(x; m, c^2), c = floor. D'' >= -D / c^2, so where D is highest the nearest node of a grid of pitch h has at
+    least the share 1 - h^2 / 8c^2 of it. Outside the data's range D only falls.
     """
-    means, variances = candidates(data, floor / 2)  # twice as many as the mixture was made of
-    means = means[variances == variances[0]]
-    scaled = weight * np.exp(log_ratio - log_p)
-    highest = -math.inf
+    means = np.arange(data.low, data.high + PITCH * floor, PITCH * floor)
+    highest = 0.0
     for block in np.array_split(means, math.ceil(len(means) / 256)):
-        near = np.abs(x - block.mean()) < np.ptp(block) / 2 + 12 * floor
-        normals = np.exp(log_normal(block[:, None], x[near], floor**2))
-        highest = max(highest, (normals @ scaled[near]).max())
-    far = np.abs(x - data.mean) > 4.9 * math.sqrt(data.variance)
-    return max(math.log(highest), log_ratio[far].max(initial=-math.inf))
+        first, last = np.searchsorted(x, (block[0] - 12 * floor, block[-1] + 12 * floor))
+        if first < last:
+            normals = np.exp(log_normal(block[:, None], x[first:last], floor**2))
+            highest = max(highest, (normals @ weight[first:last]).max())
+    return math.log(highest) - math.log(1 - PITCH**2 / 8)
 
 
 def newton(ratio, base, weight, pi, value, active):

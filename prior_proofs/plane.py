@@ -7,11 +7,12 @@ v and s are variances. P = p_d(x) q(z|x), Q = p(z) p(x|z), p_theta the model's d
     L = E_P[log p(z) + log p(x|z) - log q(z|x)] = -H(p_d) - KL(P || Q),    gap = KL(P || Q) = -H(p_d) - L >= 0,
     gap = KL(p_d || p_theta) + E_{p_d} KL(q(z|x) || p_theta(z|x)):    the likelihood's own gap, and the encoder's.
 
-`evaluate` computes L from the left expression and KL(P || Q) from its own definition, and refuses when the two differ.
+`evaluate` computes L from the left expression and KL(P || Q) from its own definition, and refuses when the two differ,
+or when the prior's mass is not 1: both sums hold the same terms of Q, so their difference would not show that.
 
 The quadrature: panels in x and in z, broken where the densities have kinks, and split until the encoder's spread
 covers each; 8-point Gauss on every panel. `error` is the largest difference among that rule, the same with every panel
-halved, and Fejer's rule on the panels; plus what the data's left-away tails can hold, plus the identity's residual.
+halved, and Fejer's rule on the panels; plus what the data's left-away tails can hold, plus the largest residual.
 """
 
 import math
@@ -22,7 +23,7 @@ import numpy as np
 from common.runs import UserError
 from prior_proofs.densities import fejer, gauss
 
-IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL; the scripts print the largest seen
+IDENTITY_TOLERANCE = 1e-6  # nats, between L and -H - KL, and of the prior's mass; the scripts print the largest seen
 LOG_2PI = math.log(2 * math.pi)
 MOST_PANELS = 4000  # along an axis: half of them resolve whatever the pages show
 
@@ -184,7 +185,7 @@ def log_marginal(grid, mu, s):
 class Measured:
     """An encoder and its decoder, in nats: elbo with its error; the likelihood's gap KL(p_d || p_theta) with its own.
 
-    identity: |L + H + KL(P || Q)|, the largest on three quadratures.
+    identity: |L + H + KL(P || Q)| or |prior's mass - 1|, the largest on three quadratures.
     """
 
     elbo: float
@@ -197,7 +198,7 @@ class Measured:
 def evaluate(data, prior, mean, variance, decoder, floor=math.inf):
     """What an encoder and its decoder reach, on three quadratures -> Measured.
 
-    floor only limits the panels' width. Raises UserError when L and -H - KL differ.
+    floor only limits the panels' width. Raises UserError when L and -H - KL differ, or the prior's mass is not 1.
     """
     values, residuals, likelihood = [], [], []
     for rule, halve in ((gauss, True), (gauss, False), (fejer, False)):
@@ -205,12 +206,14 @@ def evaluate(data, prior, mean, variance, decoder, floor=math.inf):
         m, v = mean(grid.x), variance(grid.x)
         values.append(elbo(grid, m, v, decoder)[0])
         residuals.append(abs(values[-1] + data.entropy + divergence(grid, m, v, decoder)))
+        residuals.append(abs(np.exp(grid.log_prior) @ grid.dz - 1))
         mu, s = decoder(grid.z, moments_of(grid, posterior(grid, m, v)))
         likelihood.append(grid.weight @ (grid.log_data - log_marginal(grid, mu, s)))
     identity = max(residuals)
     if not identity < IDENTITY_TOLERANCE:
         raise UserError(
-            f"the quadrature does not resolve these densities: L and -H - KL differ by {identity:.1e} nats; "
+            f"the quadrature does not resolve these densities: L and -H - KL, or the prior's mass and 1, differ by "
+            f"{identity:.1e}; "
             "smooth them, rescale them to standard deviations near 1, or raise the floor"
         )
     tail = data.tail * (1 + abs(data(np.array([data.high]))[0])) if data.tail > 1e-15 else 0.0

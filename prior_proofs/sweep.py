@@ -14,7 +14,7 @@ from prior_proofs.densities import Density
 from prior_proofs.lemma import walk
 from prior_proofs.plane import IDENTITY_TOLERANCE
 
-RHOS = (0.0, 0.3, 0.6, 0.9)  # correlations of x and z at which the ridge of affine optima is looked at
+RHOS = (0.0, 0.3, 0.6, 0.9)  # points of the ridge of affine optima: correlations of x and z; at 1, s would be 0
 GAMMAS = (0.1, 0.03, 0.01)  # of Theorem D's construction
 
 

@@ -59,6 +59,10 @@ def test_step_holds_and_its_spoilt_variant_fails(name):
         assert not lemma.vanishes(residual), claim
 
 
+def test_an_equation_without_solutions_is_no_pass():
+    assert lemma.vanishes(lemma.sp.Matrix([0, 0])) and not lemma.vanishes(lemma.sp.Matrix([]))
+
+
 def test_normal_mean_has_the_moments_of_a_standard_normal():
     u = lemma.sp.Symbol("u")
     for k in range(9):
@@ -225,6 +229,22 @@ def test_best_marginal_is_bounded_from_both_sides():
         assert found.gap == pytest.approx(quad(loss, *ends, epsabs=1e-8, limit=200)[0], abs=1e-6)
 
 
+@pytest.mark.parametrize("function, floor", [(uniform, 0.05), (uniform, 0.1), (mixture, 0.5)])
+def test_the_bound_on_a_decoder_alone_holds_for_means_that_were_no_candidates(function, floor):
+    """Lindsay's D by another rule, the trapezoid, at 20,000 means inside and outside the data's range."""
+    data = Density(function, "data")
+    found = mixing.best_marginal(data, floor)
+    x = np.linspace(data.low, data.high, 4001)
+    ratio = np.exp(function(x)) / found(x) * (x[1] - x[0])
+    ratio[[0, -1]] /= 2
+    highest = 0.0
+    for means in np.array_split(np.linspace(data.low - 1, data.high + 1, 20_000), 100):
+        highest = max(highest, (np.exp(mixing.log_normal(means[:, None], x, floor**2)) @ ratio).max())
+    bound = found.gap - math.log(highest)
+    assert found.least < bound + 1e-6  # so no decoder can be below it
+    assert found.least > bound - 1e-4 and found.least > 0.97 * found.gap  # and it is worth printing
+
+
 def test_best_marginal_finds_zero_where_theorem_e_says_so():
     assert abs(mixing.best_marginal(Density(mixture, "data"), 0.3).gap) < 1e-8
     assert abs(mixing.best_marginal(Density(normal, "data"), 0.9).gap) < 1e-8
@@ -331,7 +351,7 @@ def test_data_may_have_a_hole_in_their_support():
 def test_unresolved_quadrature_is_an_error_not_a_number(monkeypatch):
     honest = plane.divergence
     monkeypatch.setattr(plane, "divergence", lambda *a: honest(*a) + 1e-5)
-    with pytest.raises(runs.UserError, match="differ by 1.0e-05 nats"):
+    with pytest.raises(runs.UserError, match="differ by 1.0e-05;"):
         plane.evaluate(
             Density(normal, "d"),
             Density(normal, "p"),
@@ -339,6 +359,15 @@ def test_unresolved_quadrature_is_an_error_not_a_number(monkeypatch):
             lambda x: 1 + 0 * x,
             lambda z, _: (0 * z, 1 + 0 * z),
         )
+
+
+def test_a_prior_whose_mass_is_lost_is_an_error_not_a_gap(monkeypatch):
+    """In L + H + KL all terms of Q cancel, so this sum alone would not see it."""
+    prior = Density(normal, "p")
+    monkeypatch.setattr(prior, "function", lambda z: normal(z) + 1 + np.sin(37 * z))
+    maps = (lambda x: 0 * x), (lambda x: 1 + 0 * x)
+    with pytest.raises(runs.UserError, match="the prior's mass and 1, differ by"):
+        plane.evaluate(Density(normal, "d"), prior, *maps, plane.free_decoder(0.3))
 
 
 def test_maps_that_no_memory_would_hold_are_refused():

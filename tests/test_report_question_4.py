@@ -4,6 +4,7 @@ python -m pytest tests/test_report_question_4.py
 """
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -52,7 +53,7 @@ SAID = {  # page, a sentence with {} for each number: the numbers by results.jso
         min(constructions(0.01)),
         max(constructions(0.01)),
     ],
-    ("REPORT.md", "two integrals, was at most {} nats"): [identity()],
+    ("REPORT.md", "and the error of the prior's mass were at most {}."): [identity()],
     ("REPORT.md", "Sympy checks {} steps"): [len(steps())],
     ("REPORT.md", "non_gaussian_case.py # {} s; {} s of processor time"): [
         FIRST["seconds"],
@@ -137,9 +138,16 @@ def test_gaps_settled_and_what_the_pages_say_of_the_table():
                     assert row["moved"] < 0.05
 
 
-def test_gaps_of_the_construction_fall_like_the_square():
-    every = [*FIRST["construction"].values(), *SECOND["construction"].values()]
-    assert len(every) == 7
-    for one in every:
-        (g0, first, _), *_, (g1, last, _) = one["rows"]
-        assert last < first * (g1 / g0) ** 1.5
+def test_gaps_of_the_construction_fall_as_the_page_says():
+    exponents = {}
+    for case, one in (FIRST["construction"] | SECOND["construction"]).items():
+        (g0, first, _), (g1, second, _), (g2, third, _) = one["rows"]
+        exponents[case] = [math.log(first / second) / math.log(g0 / g1), math.log(second / third) / math.log(g1 / g2)]
+        assert all(error < 0.025 * gap for _, gap, error in one["rows"])
+    assert len(exponents) == 7
+    of_mixture = [round(exponent, 2) for exponent in exponents.pop("mixture | normal")]
+    rest = [round(exponent, 2) for some in exponents.values() for exponent in some]
+    sentence = "quadrature to about 2 %, fall like $g^{{}}$ to $g^{{}}$ in six pairs"
+    assert [float(number) for number in said("prior_proofs/README.md", sentence)] == [min(rest), max(rest)]
+    sentence = "down to $g = 0.01$ (exponents {}, then {}),"
+    assert [float(number) for number in said("prior_proofs/README.md", sentence)] == of_mixture

@@ -581,8 +581,8 @@ def test_classification():
 
 
 def test_proofs():
-    gaps = {"affine": {"laplace | normal": {"gap": 0.5, "entropy": 1.25}}, "checks": {"lemma": True, "slip": False}}
-    gaps["affine"]["laplace | normal"]["ridge"] = [{"likelihood_gap": 0.0}, {"likelihood_gap": 0.3}]
+    affine = {"gap": 0.5, "error": 2e-8, "entropy": 1.25, "ridge": [{"likelihood_gap": 0.0}, {"likelihood_gap": 0.3}]}
+    gaps = {"affine": {"laplace | normal": affine}, "checks": {"lemma": True, "slip": False}}
     free = [{"floor": 0.5, "gap": 0.25, "error": 1e-9}, {"floor": 0.1, "gap": 0.125, "error": 2e-9}]
     for at, exact in zip(free, (True, False), strict=True):
         at |= {"likelihood_gap": 0.0625, "likelihood_error": 3e-9, "knots": 81, "moved": 0.004}
@@ -590,8 +590,17 @@ def test_proofs():
     gaps["free"] = {"laplace | normal": free}
     claim = {"claim A": {"gap": 1e-15, "error": 1e-9, "entropy": 2.0, "elbo": -2.0}}
     text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
-    assert row(text, "laplace, prior normal")[1:] == ["-1.250000", "0.5000000000", "0.25 (1e-09)", "0.125 (2e-09)"]
-    assert row(text, "the likelihood's gap, the same maps")[2:] == ["0 to 0.3", "0.0625 (3e-09)", "0.0625 (3e-09)"]
+    assert row(text, "laplace, prior normal")[1:] == [
+        "-1.250000",
+        "0.50000000 (2e-08)",
+        "0.25 (1e-09)",
+        "0.125 (2e-09)",
+    ]
+    same = row(text, "the likelihood's gap, the same maps")
+    assert same[2:] == ["0 to 0.5, not reached", "0.0625 (3e-09)", "0.0625 (3e-09)"]
+    affine["ridge"][1]["likelihood_gap"] = 0.0
+    text = tables.tables(results(prior_gaussian=run(gaps), prior_counterexample=run(claim)))["proofs"]
+    assert row(text, "the likelihood's gap, the same maps")[2] == "0"
     assert row(text, "the likelihood's gap, a decoder alone")[2:] == ["", "0 exactly", "0.01 to 0.02"]
     assert row(text, "counterexample in 2-D, claim A")[1:3] == ["-2.000000", "1e-15 (1e-09)"]
     assert (
