@@ -3,7 +3,7 @@
     python prior_proofs/gaussian_case.py                # proof, numbers and figure
     python prior_proofs/gaussian_case.py --slip ridge   # a proof with a mistake in it FAILs, exit status 1
 
-Measured (AMD EPYC, one thread, Python 3.11, nothing random; one core's 42 s): the smallest gap over affine maps is
+Measured (AMD EPYC, one thread, Python 3.11, nothing random; one core's 169 s): the smallest gap over affine maps is
 0.68588894 nats for a two-Gaussian mixture as prior, 0.04841729 for Laplace, 0.01813889 for Student-t and 0 for N(0,
 1). Over free maps with a decoder of standard deviation at least 0.5 / 0.1 / 0.02, the mixture has 0.1336 / 0.02422 /
 0.001979, of which 0.0216 / 0.00483 / 0.000519 are the likelihood's, KL(p_d || p_theta); a decoder alone would have 0.

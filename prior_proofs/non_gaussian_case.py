@@ -3,7 +3,7 @@
     python prior_proofs/non_gaussian_case.py            # proof, numbers and figure
     python prior_proofs/non_gaussian_case.py --slip residues   # a proof with a mistake in it FAILs, exit status 1
 
-Measured (AMD EPYC, one thread, Python 3.11, nothing random; one core's 51 s): the smallest gap over affine maps is
+Measured (AMD EPYC, one thread, Python 3.11, nothing random; one core's 229 s): the smallest gap over affine maps is
 0.42050517 nats for the two-Gaussian mixture, 0.17648521 for uniform data, 0.07236494 for Laplace, 0.0468487 for
 Student-t. Over free maps with a decoder of standard deviation at least 0.5 / 0.1 / 0.02, the mixture has 0.2395 /
 0.01497 / 0.0001976, of which 0.184 / 0.005 / 2.34e-5 are the likelihood's, KL(p_d || p_theta); a decoder alone would
