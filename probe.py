@@ -31,6 +31,7 @@ import vae
 from common import data, devices, pictures, runs
 from common.loop import Loop, add_training_flags, check_batch
 from common.scores import mcnemar, score
+from common.streams import note
 
 SEEN = 1000  # training images that are measured at each checkpoint of --supervised
 GRID = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5)  # weight decays, of standardised features
@@ -97,7 +98,8 @@ def fit(x, y, weight_decay, classes, moments, start=None, tolerance=1e-6):
 
     x: (N, D) float64, standardised; y: (N,) int64; moments: (D, D) `second_moments`; start: W, b to begin at
     -> W (D, classes), b (classes,)
-    The largest entry of the gradient in V and b ends at most at `tolerance`, unless rounding stops the search before.
+    The largest entry of the gradient in V and b ends at most at `tolerance`, unless rounding or 2000 iterations stop
+    the search before.
     """
     hessian = (1 - 1 / classes) / classes * moments  # where the softmax knows nothing: at the start
     scale = torch.linalg.cholesky(hessian + (weight_decay + 1e-9) * torch.eye(len(hessian)).to(hessian)).T
@@ -252,8 +254,28 @@ class Scores:
         return predicted
 
 
-def probe(args, model, dataset, classes):
-    """Rows of the features of `model`, a VAE. -> metrics, the classes predicted of the test images from mu."""
+def check_unseen(path, flags, args):
+    """Raises UserError when an encoder was trained with the labels of images that are to test it; says it when it was
+    trained on such images without their labels.
+
+    path: of its run; flags: those of its training
+    """
+    if flags.get("data_files") != args.data_files or flags.get("limit"):
+        return
+    seen = args.holdout - flags.get("holdout", 0)
+    if seen <= 0:
+        return
+    words = f"{path} was trained on {seen} of the {args.holdout} held-out images"
+    if flags.get("supervised"):
+        raise runs.UserError(
+            f"{words}, with their labels: train it with --holdout {args.holdout}, or hold out fewer here"
+        )
+    note(f"{words}, without their labels")
+
+
+def probe(args, model, other, dataset, classes):
+    """Rows of the features of `model`, a VAE, and of `other`, that of --against or None. -> metrics, the classes
+    predicted of the test images from mu."""
     scores = Scores(dataset, classes, args.seed)
     predicted = scores.add("mu", lambda x: vae.encode(model, x))
     if args.latent == "sample":
@@ -262,8 +284,7 @@ def probe(args, model, dataset, classes):
         scores.add("layer below mu", lambda x: below_mu(model, x))
     scores.rows |= baselines(dataset, model.encoder.mu.out_features, classes, args.seed)
     metrics = {"checkpoint": args.checkpoint}
-    if args.against:
-        other, _ = vae.load(args.against, dataset.images.device)
+    if other:
         theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
         truth = dataset.test_labels.cpu()
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
@@ -285,7 +306,8 @@ def main(argv=None):
     device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "probe.py", argv)
     if not args.supervised:
-        model, _ = vae.load(args.checkpoint, device)
+        model, flags = vae.load(args.checkpoint, device)
+        other, other_flags = vae.load(args.against, device) if args.against else (None, {})
     dataset = data.splits(args, device, labelled=True)
     data.note_files(args, dataset)
     if len(dataset.images) < 10:
@@ -296,9 +318,12 @@ def main(argv=None):
     else:
         if (run / "checkpoint.pt").exists():
             raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
+        check_unseen(args.checkpoint, flags, args)
+        if other:
+            check_unseen(args.against, other_flags, args)
         run.write_args()
         (run / "metrics.json").unlink(missing_ok=True)  # an earlier probe's, perhaps with other flags
-        found, predicted = probe(args, model, dataset, classes)
+        found, predicted = probe(args, model, other, dataset, classes)
     names, truth = dataset.classes, dataset.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}

@@ -60,7 +60,7 @@ def table(args, rulers):
     """Every experiment as a person would type it -> {name: Part}, in the order in which they run: what a part needs
     stands before it. rulers: of `find_rulers`."""
     parts, quick, prefix = {}, args.quick, args.prefix
-    data = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
+    small = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
     precision = f"--precision {args.precision}"
     place = ("--data-dir", args.data_dir)
     if args.device != "auto":
@@ -100,7 +100,7 @@ def table(args, rulers):
     add("prior_counterexample", 0.3, "prior_proofs/counterexample_2d.py", "", cpu=True)
 
     # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
-    flags = f"{data} {precision} --seed 0 {'--epochs 1' if quick else ''}"
+    flags = f"{small} {precision} --seed 0 {'--epochs 1' if quick else ''}"
     holdout = "" if quick else "--holdout 5000"  # the ruler has not seen the images that settings were chosen on
     add("classifier", 16, "classifier.py", f"{flags} {holdout}", where=place)
     for dims in (128, 64):
@@ -111,7 +111,7 @@ def table(args, rulers):
     for seed in range(args.seeds):
         for kind, spec in tables.MODELS.items():
             model, vae = f"{kind}_seed_{seed}", f"{tables.vae_of(kind)}_seed_{seed}"
-            flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {data} --fid off"
+            flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {small} --fid off"
             add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
             measure(model, spec.script, (model, "classifier", vae), rulers, *picture)

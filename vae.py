@@ -301,6 +301,7 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
 
     With extractors also distances to the test images; "floor" is that of as many training images.
     """
+    devices.allow_tf32(False)  # so that --eval-only finds the same numbers
     if args.sample:
         z = draw_latents(vae, args.sample, args.prior, images, args.seed)
         script.write_samples(run, args, decode(vae, z))
@@ -308,7 +309,7 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
     made = {"reconstruction": decode(vae, encode(vae, test))}
     for name, prior in {"generation": "normal", "generation_expost": "expost"}.items():
         made[name] = decode(vae, draw_latents(vae, max(len(test), 128), prior, images, args.seed))
-    metrics |= evaluate(vae, test, args.seed) | script.earlier_distances(run, metrics["step"])
+    metrics |= evaluate(vae, test, args.seed) | script.earlier_distances(run, args, metrics["step"])
     script.draw_interpolations(run, test, lambda x: encode(vae, x), lambda z: decode(vae, z))
     for extractor in extractors:
         sets = script.distance_sets(args, **made, floor=images)

@@ -19,9 +19,10 @@ The routing, which is the paper's and which ports often lose (the tests check ea
 These are losses to descend; L_GAN is what the discriminator gains (its sign in Algorithm 1 is the other way round).
 
 Deviations from the paper: the likelihood's variance is each batch's best one (theirs 1: features have no scale of their
-own); the decoder climbs log Dis(fake) (theirs: descends log(1 - Dis(fake))); Adam with beta1 0.5 (RMSProp); codes and
-samples pass the decoder as two batches; the assignment's discriminator, without batch norm (theirs has it); random
-flips; averaged weights are measured. REPORT.md's appendix compares each choice.
+own), so gamma is another number, 3e-3 (their code, on CIFAR-10: 1e-5); the decoder climbs log Dis(fake) (theirs:
+descends log(1 - Dis(fake))); Adam with beta1 0.5 (RMSProp); codes and samples pass the decoder as two batches; the
+assignment's discriminator, without batch norm (theirs has it); random flips; averaged weights are measured. Unlike
+their code, no update is skipped. REPORT.md's appendix compares each choice.
 """
 
 import copy

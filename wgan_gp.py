@@ -16,10 +16,12 @@ Symbols: z latent, x_fake = G(z) (the paper's x-tilde), x_interp the point betwe
 penalty is taken (its x-hat), critic f (its D), mix 1 minus its epsilon.
 
 Deviations from Gulrajani et al., Algorithm 1 and their toy experiments: the penalty is one-sided (theirs is two-sided
-by default) with weight 0.1 (10); a drift term, 0.3 times the mean of critic(x_real)^2 (Karras et al. 2018, arXiv
-1710.10196, with 0.001); learning rates 2e-3, the generator's falling linearly to 0, the critic's to 0.3 of it, so that
-it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9)); inputs times 10; a leaky critic whose first biases are
-times 10; all measurements on a running average of the generator's weights.
+by default) with weight 0.1 (10; toy: 0.1); a drift term, 0.3 times the mean of critic(x_real)^2 (Karras et al. 2018,
+arXiv 1710.10196, with 0.001); learning rates 2e-3, the generator's falling linearly to 0, the critic's to 0.3 of it, so
+that it keeps up (1e-4, constant); Adam betas (0, 0.99) ((0, 0.9); toy: (0.5, 0.9)); inputs times 10; a leaky critic
+whose first biases are times 10; all measurements on a running average of the generator's weights; z with six uniform
+dimensions (the task: one; toy: two normal ones); networks of 4 and 2 hidden layers of 128 (toy: 3 of 512); 4000 steps
+(toy: 100,000).
 --loss clip uses Adam (Arjovsky et al.: RMSProp) and |w| <= 0.1 (0.01). --capture was not yet run on CUDA.
 """
 
@@ -68,7 +70,7 @@ def parse_args(argv=None):
     add("--critic-end", type=runs.number(float, 0, 1), default=0.3, help="share of --critic-lr at the end (linear)")
     add("--ema", type=runs.number(float, 0, 0.999999), default=0.999, help="largest decay of the weights' average")
     add("--capture", action=BooleanOptionalAction, default=False, help="CUDA graphs (CUDA only)")
-    return runs.parse(parser, argv, "wgan_gp.py", reuse=("resume", "sample"), may_differ=("capture",))
+    return runs.parse(parser, argv, "wgan_gp.py", reuse=("resume", "sample"), may_differ=("capture", "threads"))
 
 
 # --- models -----------------------------------------------------------------------------------------------------

@@ -79,6 +79,8 @@ def splits(args, device, labelled=False):
         return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
     train, train_labels = ranks.main_first(lambda: read("train"))
+    if args.holdout == 1:
+        raise UserError("--holdout 1: one image is too few to be measured on; give two or more")
     if args.holdout >= len(train):
         raise UserError(f"--holdout {args.holdout} leaves nothing of the {len(train)} training images: lower it")
     if args.holdout:

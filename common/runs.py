@@ -77,12 +77,21 @@ def is_out_of_memory(error):
 # --- flags --------------------------------------------------------------------------------------------------------
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """--help with the defaults, but for those that say nothing."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
 class Parser(argparse.ArgumentParser):
     """argparse with defaults in --help, no abbreviations, and errors as one UserError sentence."""
 
     def __init__(self, doc):
         first = doc.strip().splitlines()[0] if doc else None  # None with python -OO
-        super().__init__(description=first, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False)
+        super().__init__(description=first, formatter_class=Help, allow_abbrev=False)
 
     def error(self, message):
         raise UserError(f"{message} (--help lists the flags)")
@@ -143,6 +152,8 @@ def parse(parser, argv, script, reuse=("resume",), may_differ=(), anew=()):
     parser.set_defaults(**saved)
     args = parser.parse_args(argv)
     free = {"device", *may_differ}
+    if not args.resume:
+        free.discard("epochs")  # nothing is trained
     if getattr(args, "sample", None):
         free.add("seed")  # other samples of the same model
     for key, value in saved.items():

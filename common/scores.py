@@ -27,7 +27,7 @@ def mcnemar(first, second):
 
 
 def score(predicted, labels):
-    """Classes (N,) and those that were predicted -> accuracy and its 95 % interval (Wilson 1927), in per cent."""
+    """Predicted classes (N,) and true ones -> accuracy and its 95 % interval (Wilson 1927), in per cent."""
     test = binomtest(int((predicted == labels.cpu()).sum()), len(labels))
     low, high = test.proportion_ci(method="wilson")
     return {"accuracy": 100 * test.statistic, "interval": [100 * low, 100 * high]}

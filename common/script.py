@@ -37,14 +37,30 @@ def add_flags(parser, name, batch_size, lr):
     add("--sample", type=number(int, 1), help="write SAMPLE images from the checkpoint, do no more")
     add("--prior", choices=["normal", "expost"], default="normal", help="what --sample draws z from")
     count = number(int, 2, words=("auto", "off"))
-    add("--fid", type=count, default="auto", help="images: auto (10,000; on a CPU only with --features), off, up to N")
+    add(
+        "--fid",
+        type=count,
+        metavar="N",
+        default="auto",
+        help="images: auto (10,000; on a CPU only with --features), off, up to N",
+    )
     add("--features", nargs="+", help="of the distances: inception (the default), torch.export programs, or several")
+
+
+def check_flags(args):
+    """Raises UserError for flags of which one would be ignored."""
+    given = [runs.spelled(key) for key in REUSE if getattr(args, key)]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give one of them")
+    if args.prior != "normal" and not args.sample:
+        raise UserError(f"--prior {args.prior} is of --sample: give how many images, or omit it")
 
 
 def begin(args, script, argv):
     """-> the run, training and test images (uint8), fid.py's extractors. Raises UserError for what is missing: here,
     before the training, it can be helped. argv: what main was given.
     """
+    check_flags(args)
     trains = not (args.eval_only or args.sample)  # the flags of a training on a GPU must not bind who measures it
     device = devices.start(args.device, args.precision if trains else "fp32", args.capture and trains)
     if args.sample and args.prior == "normal":
@@ -52,14 +68,33 @@ def begin(args, script, argv):
         return runs.Run(args, script, argv), images, images, []
     dataset = data.splits(args, device)
     check_batch(args.batch_size, len(dataset.images))
+    if args.resume:
+        check_goes_on(args, dataset)
     data.note_files(args, dataset)
     extractors = [] if args.sample else wanted_extractors(args, device)
     return runs.Run(args, script, argv), dataset.images, dataset.test, extractors
 
 
+def check_goes_on(args, dataset):
+    """Raises UserError when a resumed training would not be the one that was begun.  dataset: its images today"""
+    if args.schedule == "constant" and not args.patches:
+        return
+    made = runs.load_checkpoint(runs.ROOT / args.name / "checkpoint.pt")["args"]
+    if args.schedule == "cosine" and args.epochs != made["epochs"]:
+        raise UserError(
+            f"--schedule cosine falls over the {made['epochs']} epochs that the run was begun with: omit --epochs, or "
+            "start another with --name"
+        )
+    if args.patches and args.data_files not in (None, dataset.fingerprint):
+        raise UserError(
+            f"--patches has learned features of each image of {args.data}, and its files have changed: put them back, "
+            "or start another with --name"
+        )
+
+
 def wanted_extractors(args, device):
     """What --fid and --features ask for -> fid.py's extractors. Inception's may be missing, which is said; other
-    features must be there, or a UserError is raised."""
+    features must be there and take images of 32x32, or a UserError is raised."""
     if args.fid == "off" or (args.fid == "auto" and device.type == "cpu" and not args.features):
         return []
     names = args.features or ["inception"]
@@ -73,6 +108,8 @@ def wanted_extractors(args, device):
             if name != "inception":
                 raise
             note(f"there will be no FID: {error}")  # and the training goes on
+    for extractor in found:
+        extractor([torch.zeros(2, 3, 32, 32, dtype=torch.uint8, device=device)])
     if len({extractor.ruler for extractor in found}) < len(found):
         raise UserError("two of --features have one name, under which their distances would be kept: rename one")
     return found
@@ -136,10 +173,10 @@ def label(args):
     return f"{Path(args.data).name}-{data.measured_on(args).split()[0]}"
 
 
-def earlier_distances(run, step):
-    """The distances that metrics.json already holds of the weights at `step`: they took long to measure."""
+def earlier_distances(run, args, step):
+    """The distances that metrics.json already holds of the weights at `step` and the same images: they took long."""
     old = runs.read_json(run / "metrics.json")
-    if old.get("step") != step:
+    if old.get("step") != step or old.get("data_files", args.data_files) != args.data_files:
         return {}
     return {key: value for key, value in old.items() if key.startswith(DISTANCES)}
 
@@ -160,7 +197,8 @@ def finish(run, args, metrics, test, made, curves):
     "generation_expost": uint8 images}. Added is their sharpness_*, high-frequency energy over the test images', where
     these have some.
     """
-    metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]
+    metrics["images_per_second"] = metrics["step"] * args.batch_size / metrics["seconds"]  # evaluations included
+    metrics["data_files"] = args.data_files
     detail = data.high_frequency_energy(test)
     if detail > 0:
         metrics |= {f"sharpness_{name}": data.high_frequency_energy(x) / detail for name, x in made.items()}

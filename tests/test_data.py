@@ -414,6 +414,12 @@ def test_a_write_that_fails_says_why(tmp_path, monkeypatch, number, advice):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_image_is_too_few_to_be_held_out(image_folder):
+    args = argparse.Namespace(data=str(image_folder), limit=None, holdout=1, data_dir="data")
+    with pytest.raises(UserError, match="--holdout 1: one image is too few"):
+        data.splits(args, "cpu")
+
+
 def test_one_level_too_deep_is_recognised(tmp_path):
     deep = tmp_path / "cifar-10-batches-py"
     deep.mkdir()

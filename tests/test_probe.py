@@ -16,7 +16,7 @@ from scipy.optimize import minimize
 
 import probe
 import vae
-from common import data, devices, pictures, runs, scores
+from common import data, devices, folders, pictures, runs, scores
 
 RANDOM = torch.Generator()
 
@@ -280,6 +280,32 @@ def test_on_real_images_a_linear_classifier_reads_the_class_from_random_features
     codes, test_codes = (vae.encode(model, part) for part in (train_images[:10_000], test[:2000]))
     predicted, facts = probe.classify(codes, labels[:10_000], test_codes, 10, seed=0)
     assert 30 < scores.score(predicted, test_labels[:2000])["accuracy"] < 42 and facts["largest_gradient"] < 1e-6
+
+
+def test_a_typo_in_against_leaves_the_earlier_probe(in_tmp, image_folder, refused):
+    untrained_vae("vae", image_folder)
+    runs.write_json(Path("runs/vae-probe/metrics.json"), {"rows": {}})
+    assert "there is no checkpoint at typo" in refused(probe.main, "runs/vae", "--device", "cpu", "--against", "typo")
+    assert metrics("vae-probe") == {"rows": {}}
+
+
+def test_an_encoder_is_not_tested_on_images_whose_labels_it_knows(in_tmp, image_folder, refused, capsys, no_figures):
+    files = folder_fingerprint(image_folder)
+    untrained_vae("labels", image_folder, data_files=files, supervised=True)
+    untrained_vae("pixels", image_folder, data_files=files)
+    untrained_vae("neither", image_folder, data_files=files, holdout=20)
+    said = refused(probe.main, "runs/labels", "--device", "cpu", "--holdout", 20)
+    assert "trained on 20 of the 20 held-out images, with their labels" in said
+    probed = ["runs/neither", "--device", "cpu"]  # which has 20 images held out as well
+    assert "with their labels" in refused(probe.main, *probed, "--against", "runs/labels")
+    probe.main([*probed, "--against", "runs/pixels"])
+    err = capsys.readouterr().err
+    assert "runs/pixels was trained on 20 of the 20 held-out images, without their labels" in err
+    assert "runs/neither was" not in err
+
+
+def folder_fingerprint(image_folder):
+    return folders.find(str(image_folder)).fingerprint()
 
 
 def test_bad_input_gets_one_sentence(in_tmp, image_folder, refused):

@@ -66,6 +66,14 @@ def test_resume_takes_the_saved_flags_and_refuses_others(in_tmp):
     assert runs.parse(parser(), ["--resume"], "script.py", may_differ=("width",)).width == 16
 
 
+def test_help_says_no_default_where_that_says_nothing():
+    words = parser()
+    words.add_argument("--other", help="of none")
+    words.add_argument("--steps", default=0, help="of zero")
+    text = " ".join(words.format_help().split())
+    assert "of none" in text and "None" not in text and "False" not in text and "of zero (default: 0)" in text
+
+
 def test_a_run_that_used_a_flag_which_is_gone_is_not_resumed(in_tmp):
     args = {"name": "try", "width": 8, "contrastive": 300.0, "patches": 0.0, "features": None}
     runs.save_checkpoint("runs/try/checkpoint.pt", {"script": "script.py", "args": args, "step": 1})

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ctrl_c_in
+from helpers import ctrl_c_in, untrained_vae
 from PIL import Image
 
 import vae
@@ -45,8 +45,54 @@ def test_features_that_are_missing_stop_a_run_and_inceptions_weights_do_not(monk
     args = types.SimpleNamespace(fid=10, features="net.pt2")  # one word: from the checkpoint of an earlier commit
     with pytest.raises(runs.UserError):
         script.wanted_extractors(args, torch.device("cpu"))
-    monkeypatch.setattr(script, "load_extractor", lambda features, device: types.SimpleNamespace(ruler=features))
+    monkeypatch.setattr(script, "load_extractor", lambda features, device: Ruler(features))
     assert [each.ruler for each in script.wanted_extractors(args, torch.device("cpu"))] == ["net.pt2"]
+
+
+class Ruler:
+    def __init__(self, name):
+        self.ruler = name
+
+    def __call__(self, groups):
+        if "64" in self.ruler:
+            raise runs.UserError("net64.pt2 fails on uint8 images of 32x32")
+        return torch.zeros(sum(map(len, groups)), 3)
+
+
+def test_features_that_take_other_images_stop_a_run_before_it_trains(in_tmp, image_folder, monkeypatch, refused):
+    monkeypatch.setattr(script, "load_extractor", lambda features, device: Ruler(features))
+    said = refused(vae.main, *QUICK, "--data", image_folder, "--features", "net64.pt2")
+    assert "fails on uint8 images of 32x32" in said and not Path("runs/vae").exists()
+
+
+def test_flags_of_which_one_would_be_ignored_are_refused(in_tmp, image_folder, refused):
+    untrained_vae("vae", image_folder)
+    assert "--resume and --eval-only: give one of them" in refused(vae.main, "--resume", "--eval-only")
+    assert "--eval-only and --sample: give one of them" in refused(vae.main, "--eval-only", "--sample", 3)
+    assert "--prior expost is of --sample" in refused(vae.main, "--eval-only", "--prior", "expost")
+    assert "made with --epochs 50, not 7" in refused(vae.main, "--eval-only", "--epochs", 7)
+
+
+def test_a_schedule_that_has_begun_to_fall_keeps_its_epochs(in_tmp, image_folder, refused):
+    untrained_vae("vae", image_folder, schedule="cosine")
+    assert "falls over the 50 epochs" in refused(vae.main, "--resume", "--epochs", 60)
+
+
+def test_patches_of_other_images_are_not_gone_on_with(in_tmp, image_folder, refused):
+    untrained_vae("vae", image_folder, patches=15.0, data_files="80 files that were there before")
+    assert "its files have changed: put them back" in refused(vae.main, "--resume")
+
+
+def test_distances_are_kept_for_the_same_weights_and_images_only(in_tmp):
+    args = types.SimpleNamespace(name="kept", data_files="a list of files")
+    run = runs.Run(args, "vae.py")
+    runs.write_json(
+        run / "metrics.json", {"step": 6, "data_files": "a list of files", "fid_floor": 2.5, "elbo_nats": 1.0}
+    )
+    assert script.earlier_distances(run, args, 6) == {"fid_floor": 2.5}
+    assert script.earlier_distances(run, args, 7) == {}
+    args.data_files = "another list"
+    assert script.earlier_distances(run, args, 6) == {}
 
 
 def test_fewer_images_than_asked_for_are_compared_and_that_is_said(capsys):
