@@ -56,7 +56,7 @@ def parse_args(argv=None):
     return args
 
 
-def table(args, rulers):
+def experiments(args, rulers):
     """Every experiment as a person would type it -> {name: Part}, in the order in which they run: what a part needs
     stands before it. rulers: of `find_rulers`."""
     parts, quick, prefix = {}, args.quick, args.prefix
@@ -252,7 +252,7 @@ def main(argv=None):
     runs.lock(args.work, instead="")
     only = tuple(args.only or [""])
     measures = any("measure_".startswith(prefix) or prefix.startswith("measure_") for prefix in only)
-    parts = table(args, find_rulers(args) if measures else {})
+    parts = experiments(args, find_rulers(args) if measures else {})
     for prefix in only:
         if not any(name.startswith(prefix) for name in parts):
             raise runs.UserError(f"--only {prefix} fits no part: the parts are {', '.join(parts)}")

@@ -61,7 +61,7 @@ def fakes(in_tmp, monkeypatch):
         return Part(name, command, name, 1, ("--device", "cpu"), **options)
 
     parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
-    monkeypatch.setattr(reproduce, "table", lambda args, rulers: parts)
+    monkeypatch.setattr(reproduce, "experiments", lambda args, rulers: parts)
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
     monkeypatch.setattr(jobs, "WAIT", 0.01)
     monkeypatch.setattr(runs, "versions", lambda device=None: {"commit": None})  # asks git each time
@@ -244,7 +244,7 @@ def test_which_run_is_finished_and_which_goes_on(in_tmp, change, epochs, is_fini
     Path("runs/vae_128_seed_0/checkpoint.pt").touch()
     Path("runs/vae_128_seed_0/metrics.json").write_text('{"seconds": 1}')
     args = reproduce.parse_args(["--epochs", str(epochs), "--seeds", "1"])
-    parts = reproduce.table(args, {})
+    parts = reproduce.experiments(args, {})
     part = parts["vae_128_seed_0"]
     assert part.finished(parts) is is_finished
     assert part.resumable() is goes_on
@@ -255,7 +255,7 @@ def test_which_run_is_finished_and_which_goes_on(in_tmp, change, epochs, is_fini
 def test_a_measuring_part_is_finished_when_all_rulers_have_measured(in_tmp):
     rulers = {"fd_features": "runs/classifier/features.pt2", "fd_imagenet": "runs/imagenet_features/imagenet.pt2"}
     args = reproduce.parse_args(["--seeds", "1"])
-    parts = reproduce.table(args, rulers)
+    parts = reproduce.experiments(args, rulers)
     part = parts["measure_vae_gan_64_seed_0"]
     assert part.where[-5:] == ("--features", *rulers.values(), "--compare", "runs/vae_64_seed_0")
     runs.write_json(Path("runs/vae_gan_64_seed_0/metrics.json"), {"fd_features_generation_expost": 1.0})
@@ -318,7 +318,7 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     other = {"command": "python vae.py --name vae_64_seed_0 --latent-dim 32 --seed 0 --epochs 20"}
     runs.write_json(Path("runs/vae_64_seed_0-epoch2/args.json"), other)  # of before the model's flags changed
     args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
-    parts = reproduce.table(args, rulers)
+    parts = reproduce.experiments(args, rulers)
     assert parts["probe_vae_64_seed_0-epoch5"].needs == ("measure_vae_64_seed_0-epoch5",)
     copies = [f"measure_vae_64_seed_0-epoch{n}" for n in (5, 10)]
     assert {name for name in parts if name.startswith("measure_") and "-epoch" in name} == set(copies)
@@ -393,7 +393,7 @@ def given(args, flag, value):
 def test_every_command_is_one_that_its_script_parses(flags, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rulers = {"fd_features": "a.pt2", "fd_imagenet": "b.pt2", "fid": "inception"}
-    parts = reproduce.table(reproduce.parse_args(flags), rulers)
+    parts = reproduce.experiments(reproduce.parse_args(flags), rulers)
     before = set()
     for part in parts.values():
         saved = {"script": part.script, "args": {}}
@@ -551,7 +551,7 @@ def test_two_modes():
 
 
 def test_the_variants_are_those_of_reproduce():
-    parts = reproduce.table(reproduce.parse_args([]), {})
+    parts = reproduce.experiments(reproduce.parse_args([]), {})
     made = {name.rpartition("_seed_")[0] for name in parts if name.startswith("wgan_gp_")}
     assert made == set(tables.WGAN_GP)
 
