@@ -164,7 +164,8 @@ def table(record):
                 print(f"    Theorem D's maps{' with constant variance' if name != 'rows' else ''}, by gamma: {points}")
     rows = [*record["affine"].values(), *(row for rows in record["free"].values() for row in rows)]
     worst = max(row["identity"] for row in rows)
-    print(f"\n  |L + H(p_d) + KL(P || Q)| was at most {worst:.0e} nats; {IDENTITY_TOLERANCE:.0e} would be an error")
+    what = "|L + H(p_d) + KL(P || Q)| and the error of the prior's mass"
+    print(f"\n  {what} were at most {worst:.0e}; {IDENTITY_TOLERANCE:.0e} would be refused")
 
 
 def run(args, script, theorem, steps, cases, control, title, figure, shown, losses=None, extra=(), argv=None):
