@@ -273,9 +273,10 @@ def check_unseen(path, flags, args):
     note(f"{words}, without their labels")
 
 
-def probe(args, model, other, dataset, classes):
-    """Rows of the features of `model`, a VAE, and of `other`, that of --against or None. -> metrics, the classes
-    predicted of the test images from mu."""
+def probe(args, encoders, dataset, classes):
+    """Rows of the features of a run's VAE, and of the one of --against. encoders: {path of a run: its VAE, its flags}
+    -> metrics, the classes predicted of the test images from mu."""
+    model = encoders[args.checkpoint][0]
     scores = Scores(dataset, classes, args.seed)
     predicted = scores.add("mu", lambda x: vae.encode(model, x))
     if args.latent == "sample":
@@ -284,7 +285,8 @@ def probe(args, model, other, dataset, classes):
         scores.add("layer below mu", lambda x: below_mu(model, x))
     scores.rows |= baselines(dataset, model.encoder.mu.out_features, classes, args.seed)
     metrics = {"checkpoint": args.checkpoint}
-    if other:
+    if args.against:
+        other = encoders[args.against][0]
         theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
         truth = dataset.test_labels.cpu()
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
@@ -306,8 +308,7 @@ def main(argv=None):
     device = devices.start(args.device, args.precision, divides=False)
     run = runs.Run(args, "probe.py", argv)
     if not args.supervised:
-        model, flags = vae.load(args.checkpoint, device)
-        other, other_flags = vae.load(args.against, device) if args.against else (None, {})
+        encoders = {path: vae.load(path, device) for path in (args.checkpoint, args.against) if path}
     dataset = data.splits(args, device, labelled=True)
     data.note_files(args, dataset)
     if len(dataset.images) < 10:
@@ -318,12 +319,12 @@ def main(argv=None):
     else:
         if (run / "checkpoint.pt").exists():
             raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
-        check_unseen(args.checkpoint, flags, args)
-        if other:
-            check_unseen(args.against, other_flags, args)
+        for path, (_, flags) in encoders.items():
+            check_unseen(path, flags, args)
         run.write_args()
         (run / "metrics.json").unlink(missing_ok=True)  # an earlier probe's, perhaps with other flags
-        found, predicted = probe(args, model, other, dataset, classes)
+        model = encoders[args.checkpoint][0]
+        found, predicted = probe(args, encoders, dataset, classes)
     names, truth = dataset.classes, dataset.test_labels.cpu()
     hits = {name: (predicted == truth)[truth == c] for c, name in enumerate(names)}
     per_class = {name: 100 * hit.double().mean().item() for name, hit in hits.items() if len(hit)}

@@ -101,10 +101,15 @@ def splits(args, device, labelled=False):
 
 def note_files(args, found):
     """Let args.json and the checkpoint hold the data's fingerprint; say so when they are not what a checkpoint knew."""
-    then, now = args.data_files, found.fingerprint
-    if then not in (None, now):
+    if changed(args, found):
+        then, now = args.data_files, found.fingerprint
         note(f"--data {args.data} was {then} when the checkpoint was trained, and is {now} now")
-    args.data_files = now
+    args.data_files = found.fingerprint
+
+
+def changed(args, found):
+    """Whether the data are not what a checkpoint knew, before `note_files`."""
+    return args.data_files not in (None, found.fingerprint)
 
 
 def measured_on(args):

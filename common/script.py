@@ -77,15 +77,14 @@ def begin(args, script, argv):
 
 def check_goes_on(args, dataset):
     """Raises UserError when a resumed training would not be the one that was begun.  dataset: its images today"""
-    if args.schedule == "constant" and not args.patches:
-        return
-    made = runs.load_checkpoint(runs.ROOT / args.name / "checkpoint.pt")["args"]
-    if args.schedule == "cosine" and args.epochs != made["epochs"]:
-        raise UserError(
-            f"--schedule cosine falls over the {made['epochs']} epochs that the run was begun with: omit --epochs, or "
-            "start another with --name"
-        )
-    if args.patches and args.data_files not in (None, dataset.fingerprint):
+    if args.schedule == "cosine":
+        begun = runs.load_checkpoint(runs.ROOT / args.name / "checkpoint.pt")["args"]["epochs"]
+        if args.epochs != begun:
+            raise UserError(
+                f"--schedule cosine falls over the {begun} epochs that the run was begun with: omit --epochs, or "
+                "start another with --name"
+            )
+    if args.patches and data.changed(args, dataset):
         raise UserError(
             f"--patches has learned features of each image of {args.data}, and its files have changed: put them back, "
             "or start another with --name"

@@ -35,20 +35,18 @@ and under a floor on either variance it is less (Theorem C). With a Gaussian pri
 
 tau2 = c**2 * sigma**2 + v  # the variance of z under P, for the encoder N(c x + d, v)
 eta = c * mu + d  # and its mean
+joint = log_normal(x, mu, sigma**2) + log_normal(z, c * x + d, v)  # log P(x, z)
+back = log_normal(x, mu + c * sigma**2 / tau2 * (z - eta), sigma**2 * v / tau2)  # log P(x|z)
 
 
 def encoder_marginal(slip=0):
     """N(x; mu, sigma^2) N(z; c x + d, v) has z-marginal g = N(eta, tau^2), and a Gaussian P(x|z)."""
-    joint = log_normal(x, mu, sigma**2) + log_normal(z, c * x + d, v)
-    back = log_normal(x, mu + c * sigma**2 / tau2 * (z - eta), sigma**2 * v / tau2)
     yield "eta = c mu + d, tau^2 = c^2 sigma^2 + v", joint - log_normal(z, eta, tau2) - back + slip * x * z
 
 
 def chain_rule(slip=0):
     """gap = KL(g || p) + E_g KL(P(x|z) || p(x|z)) >= min over Gaussian g of KL(g || p) = R, for any decoder."""
     log_p, log_decoder = sp.Function("log_p")(z), sp.Function("log_decoder")(x, z)  # any prior, any decoder
-    joint = log_normal(x, mu, sigma**2) + log_normal(z, c * x + d, v)
-    back = log_normal(x, mu + c * sigma**2 / tau2 * (z - eta), sigma**2 * v / tau2)  # P(x|z)
     parts = log_normal(z, eta, tau2) - log_p + (back + slip * x * z - log_decoder)
     yield "log P - log Q = log g(z) - log p(z) + log P(x|z) - log p(x|z)", joint - log_p - log_decoder - parts
     m1, m2 = sp.symbols("m1 m2", real=True)
