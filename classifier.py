@@ -23,11 +23,11 @@ import copy
 
 import torch
 import torch.nn.functional as F
-from scipy.stats import binomtest
 from torch import nn
 
 from common import data, devices, inception, pictures, runs
 from common.loop import Loop, add_training_flags, check_batch
+from common.scores import wilson
 
 SEEN = 1000  # test images that are measured at each checkpoint; nothing is chosen by them
 
@@ -94,9 +94,8 @@ def evaluate(net, images, labels):
     plain, mirror = (torch.cat([net.logits(net(part)) for part in x.split(500)]) for x in (images, images.flip(3)))
     found = {"cross_entropy": F.cross_entropy(plain, labels).item()}
     for key, logits in {"accuracy": plain, "accuracy_flip": plain + mirror}.items():
-        test = binomtest((logits.argmax(1) == labels).sum().item(), len(labels))
-        low, high = test.proportion_ci(method="wilson")
-        found |= {key: test.statistic, f"{key}_low": low, f"{key}_high": high}
+        share, low, high = wilson(logits.argmax(1) == labels)
+        found |= {key: share, f"{key}_low": low, f"{key}_high": high}
     return found
 
 
@@ -158,6 +157,7 @@ def main(argv=None):
     net.whiten(dataset.images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
     net, spent = train(args, run, net, dataset)
+    devices.allow_tf32(False)  # the closing numbers are float32's, as those of vae.finish
     metrics = evaluate(net, dataset.test, dataset.test_labels)
     metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}

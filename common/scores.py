@@ -26,8 +26,14 @@ def mcnemar(first, second):
     }
 
 
-def score(predicted, labels):
-    """Predicted classes (N,) and true ones -> accuracy and its 95 % interval (Wilson 1927), in per cent."""
-    test = binomtest(int((predicted == labels.cpu()).sum()), len(labels))
+def wilson(right):
+    """right (N,) bool -> the share of True, and its 95 % interval, two shares  (Wilson 1927)."""
+    test = binomtest(int(right.sum()), len(right))
     low, high = test.proportion_ci(method="wilson")
-    return {"accuracy": 100 * test.statistic, "interval": [100 * low, 100 * high]}
+    return test.statistic, low, high
+
+
+def score(predicted, labels):
+    """Predicted classes (N,) and true ones -> accuracy and its 95 % interval, in per cent."""
+    share, low, high = wilson(predicted == labels.cpu())
+    return {"accuracy": 100 * share, "interval": [100 * low, 100 * high]}
