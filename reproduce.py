@@ -121,15 +121,14 @@ def experiments(args, rulers):
                 needs, flags = (model, other), f"{flags} --against {runs.ROOT}/{prefix}{other}"
             probe(model, needs, flags)
 
-    # what training buys: copies of a model's folder as it was at epoch N, by the ruler that takes minutes
-    quickest = {ruler: features for ruler, features in rulers.items() if ruler == "fd_features"}
+    # what training buys: copies of a model's folder as it was at epoch N
     for kind, spec in tables.MODELS.items():
         for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
             made = runs.read_json(copy / "args.json").get("command", "")
             same = jobs.flags(spec.flags).items() <= jobs.flags(made).items()  # as the model has today
             if same and re.search(r"-epoch\d+$", copy.name):  # and not one moved aside
                 model = copy.name.removeprefix(prefix)
-                measure(model, spec.script, ("classifier",), quickest)
+                measure(model, spec.script, ("classifier",), rulers)
                 probe(model, (f"measure_{model}",), "--seed 0")
     return parts
 

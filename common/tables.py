@@ -34,7 +34,7 @@ MODELS = {
     "vae_patches": Model("VAE, 128, patches", "vae.py", "--latent-dim 128 --patches 15", 2, "vae_128"),
     "vae_patches_64": Model("VAE, 64, patches", "vae.py", "--latent-dim 64 --patches 15", 2, "vae_64"),
     "vae_gan_128": Model("VAE-GAN, 128", "vae_gan.py", "--latent-dim 128", 7, "vae_128"),
-    "vae_gan_64": Model("VAE-GAN, 64, gamma 0.01", "vae_gan.py", "--latent-dim 64 --gamma 0.01", 7, "vae_64"),
+    "vae_gan_64": Model("VAE-GAN, 64", "vae_gan.py", "--latent-dim 64", 7, "vae_64"),
     "vae_gan_patches": Model("VAE-GAN, 128, patches", "vae_gan.py", "--latent-dim 128 --patches 40", 7, "vae_gan_128"),
 }
 WGAN_GP = {
@@ -165,7 +165,7 @@ def command(settings, found):
 def origin(found, *kinds):
     """Machines, versions of torch and commits of some runs, in words."""
     some = pick(found, *kinds).values()
-    machines = {str(run["machine"]) for run in some}
+    machines = {machine for run in some for machine in str(run["machine"]).split("; ")}
     torches = {str(run["versions"].get("torch")) for run in some}
     commits = {commit for run in some for commit in re.split("[,;] ", str(run["versions"].get("commit")))}
     machines, torches, commits = (", ".join(sorted(each)) for each in (machines, torches, commits))

@@ -209,6 +209,11 @@ SENTENCES = [
      r"([\d.]+)\)",
      lambda: [(probe("vae_gan_64"), 1), (against("vae_gan_64", "difference"), 1),
               *((end, 1) for end in against("vae_gan_64", "interval"))]),
+    (r"its reconstructions are farther away \((\d+) against (\d+), ([\d.]+) against ([\d.]+)\) and its ex-post samples "
+     r"nearer \((\d+) against (\d+), ([\d.]+) against ([\d.]+)\); about samples from N\(0, I\) the rulers disagree "
+     r"\((\d+) against (\d+), ([\d.]+) against ([\d.]+)\)",
+     lambda: [(ruler(model, kind), digits) for kind in ("reconstruction", "generation_expost", "generation")
+              for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_64", "vae_gan_128")]),
     (r"read about as much as 64 principal components do \(([\d.]+) %\), and more than 64 random features "
      r"\(([\d.]+) %\)",
      lambda: [(probe("vae_64", "principal components"), 1), (probe("vae_64", "untrained encoder"), 1)]),
