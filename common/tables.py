@@ -168,7 +168,8 @@ def origin(found, *kinds):
     machines = {machine for run in some for machine in str(run["machine"]).split("; ")}
     torches = {str(run["versions"].get("torch")) for run in some}
     commits = {commit for run in some for commit in re.split("[,;] ", str(run["versions"].get("commit")))}
-    machines, torches, commits = (", ".join(sorted(each)) for each in (machines, torches, commits))
+    machines = " and ".join(sorted(machines))
+    torches, commits = (", ".join(sorted(each)) for each in (torches, commits))
     dirty = " (-dirty: and changes that are in no commit)" if "-dirty" in commits else ""
     return f"{machines}; torch {torches}; commit {commits}{dirty}." if some else ""
 
