@@ -72,7 +72,7 @@ def experiments(args, rulers):
         words = f"python {script} --name {folder} {flags}".split()
         parts[name] = Part(name, " ".join(words), folder, 1 if quick else minutes, **options)
 
-    def measure(model, script, needs, rulers, *beside):
+    def measure(model, script, needs, *beside):
         """The distances of a model's images."""
         minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
         where = (*place, "--features", *rulers.values(), *beside)
@@ -114,7 +114,7 @@ def experiments(args, rulers):
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {small} --fid off"
             add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
-            measure(model, spec.script, (model, "classifier", vae), rulers, *picture)
+            measure(model, spec.script, (model, "classifier", vae), *picture)
             needs, flags = (model,), f"--seed {seed} --latent sample --layer"
             if spec.baseline:
                 other = f"{spec.baseline}_seed_{seed}"
@@ -128,7 +128,7 @@ def experiments(args, rulers):
             same = jobs.flags(spec.flags).items() <= jobs.flags(made).items()  # as the model has today
             if same and re.search(r"-epoch\d+$", copy.name):  # and not one moved aside
                 model = copy.name.removeprefix(prefix)
-                measure(model, spec.script, ("classifier",), rulers)
+                measure(model, spec.script, ("classifier",))
                 probe(model, (f"measure_{model}",), "--seed 0")
     return parts
 
