@@ -41,6 +41,7 @@ from common.two_gaussians import MEANS, measure, measure_truth, plot_curves, pri
 
 N_PLOT, DRAWS = 2000, 10  # samples in a picture; draws of 2000 that W2 is averaged over at the end
 SHEET = 12  # pictures on densities.png, at most
+SCALE = 10.0  # of what the networks are given: data and z are small, and a larger input makes steep functions easy
 BETAS = (0.0, 0.99)  # Adam; the paper has (0, 0.9)
 
 
@@ -82,42 +83,38 @@ def sample_latent(n, dim, generator=None, device="cpu"):
 
 
 class Network(nn.Module):
-    """`depth` hidden layers of `width` units. `scale` multiplies the input: (B, n_in) -> (B, n_out).
+    """`depth` hidden layers of `width` units, on SCALE times the input: (B, n_in) -> (B, n_out)."""
 
-    The data and z are small (0.1 wide modes, |z| <= 1): a larger input makes steep functions easy to reach.
-    """
-
-    def __init__(self, n_in, n_out, width, depth, scale, activation):
+    def __init__(self, n_in, n_out, width, depth, activation):
         super().__init__()
-        self.scale = scale
         layers = [nn.Linear(n_in, width), activation]
         for _ in range(depth - 1):
             layers += [nn.Linear(width, width), activation]
         self.layers = nn.Sequential(*layers, nn.Linear(width, n_out))
 
     def forward(self, x):
-        return self.layers(self.scale * x)
+        return self.layers(SCALE * x)
 
 
 class Generator(Network):
     """z (B, latent_dim) -> x_fake (B, 2)."""
 
-    def __init__(self, latent_dim=6, width=128, depth=4, scale=10.0):
-        super().__init__(latent_dim, 2, width, depth, scale, nn.ReLU())
+    def __init__(self, latent_dim, width, depth):
+        super().__init__(latent_dim, 2, width, depth, nn.ReLU())
 
 
 class Critic(Network):
-    """x (B, 2) -> score (B, 1). No batch norm: it mixes rows, and the penalty is per sample.
+    """x (B, 2) -> score (B, 1), by two hidden layers. No batch norm: it mixes rows, and the penalty is per sample.
 
     Leaky, because a ReLU critic can die on a whole mode: all its units off there, it is constant and teaches nothing.
     """
 
-    def __init__(self, width=128, depth=2, scale=10.0):
-        super().__init__(2, 1, width, depth, scale, nn.LeakyReLU(0.2))
+    def __init__(self, width=128):
+        super().__init__(2, 1, width, depth=2, activation=nn.LeakyReLU(0.2))
         # A unit of the first layer bends along a line. With PyTorch's biases all these lines pass near the centre, so
         # those that meet a mode run along the line through the means: the critic would not see a mode's width along it.
         with torch.no_grad():
-            self.layers[0].bias.mul_(scale)
+            self.layers[0].bias.mul_(SCALE)
 
 
 # --- losses -------------------------------------------------------------------------------------------------------

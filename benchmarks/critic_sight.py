@@ -35,7 +35,7 @@ def narrowed(n, direction, stream):
 
 def lines(critic):
     """-> how many bending lines of the first layer meet a mode (within 3 sigma), how many of them run across."""
-    weight, bias = critic.scale * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
+    weight, bias = wgan_gp.SCALE * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
     length = weight.norm(dim=1)
     distance = (means(weight.device) @ weight.T + bias).abs() / length  # (2, width)
     near = (distance < 3 * SIGMA).any(0)  # at either mode
@@ -49,7 +49,7 @@ def fresh(seed, spread):
     critic = wgan_gp.Critic()
     if not spread:
         with torch.no_grad():
-            critic.layers[0].bias.div_(critic.scale)
+            critic.layers[0].bias.div_(wgan_gp.SCALE)
     return critic
 
 

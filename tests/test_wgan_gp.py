@@ -222,7 +222,7 @@ def test_the_critics_lines_cross_the_modes_in_all_directions():
     for seed in range(3):
         torch.manual_seed(seed)
         critic = wgan_gp.Critic()
-        weight, bias = critic.scale * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
+        weight, bias = wgan_gp.SCALE * critic.layers[0].weight.detach(), critic.layers[0].bias.detach()
         length = weight.norm(dim=1)
         met = ((torch.tensor(MEANS) @ weight.T + bias).abs() / length < 3 * SIGMA).sum(0)  # once for each mode
         across = (weight.sum(1) / length).square() > 1  # the normal is nearer to (1, 1) than to (1, -1)
@@ -246,8 +246,8 @@ def test_the_report_gives_the_defaults():
     report = " ".join((Path(__file__).resolve().parents[1] / "REPORT.md").read_text().split())
     end = f"the critic's to {args.critic_end:g} of its start"
     for words in (
-        f"z in [-1, 1]^{args.latent_dim}, times 10; {args.depth} hidden layers of {args.width}, ReLU",
-        f"x, times 10; 2 hidden layers of {args.critic_width}, LeakyReLU (0.2)",
+        f"z in [-1, 1]^{args.latent_dim}, times {wgan_gp.SCALE:g}; {args.depth} hidden layers of {args.width}, ReLU",
+        f"x, times {wgan_gp.SCALE:g}; 2 hidden layers of {args.critic_width}, LeakyReLU (0.2)",
         f"gradient penalty, weight {args.penalty:g}, one-sided",
         f"a drift term with weight {args.drift:g}",
         f"Adam, betas (0, {wgan_gp.BETAS[1]:g}); learning rates {args.lr:.0e}".replace("e-0", "e-"),
