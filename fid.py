@@ -31,7 +31,7 @@ from scipy.linalg import lapack
 from tqdm import tqdm
 
 from common import data, devices, moments, ranks, runs
-from common.images import batches, in_words, place, quiet_pillow
+from common.images import batches, in_words, path_hash, quiet_pillow
 from common.inception import WEIGHTS, load_extractor, precision
 from common.runs import UserError
 from common.sides import find_side, load_both, load_stats
@@ -221,7 +221,7 @@ def measure(side, extractor, data_dir, batch_size=None, keep=None, limit=None):
         return statistics(x[:limit], extractor, batch_size, side.text, keep=keep)
     files, done = side.files, Counter()
     if limit:
-        files = sorted(files, key=place)[:limit]  # at random: a sorted folder may begin with one class
+        files = sorted(files, key=path_hash)[:limit]  # at random: a sorted folder may begin with one class
     with quiet_pillow():
         mine, size = files[ranks.rank() :: ranks.world_size()], batch_size or default_batch(extractor.device)
         found = statistics(batches(mine, size, done), extractor, progress=side.text, total=len(files), keep=keep)

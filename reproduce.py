@@ -62,9 +62,9 @@ def experiments(args, rulers):
     parts, quick, prefix = {}, args.quick, args.prefix
     small = f"--data shapes --limit {QUICK_IMAGES} --holdout 200" if quick else ""
     precision = f"--precision {args.precision}"
-    place = ("--data-dir", args.data_dir)
+    here = ("--data-dir", args.data_dir)
     if args.device != "auto":
-        place = (*place, "--device", args.device)
+        here = (*here, "--device", args.device)
 
     def add(name, minutes, script, flags, run=None, **options):
         """run: its name in runs/, where that is not the part's."""
@@ -75,7 +75,7 @@ def experiments(args, rulers):
     def measure(model, script, needs, *beside):
         """The distances of a model's images."""
         minutes = sum(RULER_MINUTES[ruler] for ruler in rulers)
-        where = (*place, "--features", *rulers.values(), *beside)
+        where = (*here, "--features", *rulers.values(), *beside)
         flags = f"--eval-only --fid {200 if quick else 10_000}"
         add(f"measure_{model}", minutes, script, flags, run=model, where=where, needs=needs, rulers=rulers)
 
@@ -83,7 +83,7 @@ def experiments(args, rulers):
         """A linear classifier on a model's codes; the checkpoint has the other flags of the data."""
         limit = f"--limit {QUICK_IMAGES}" if quick else ""
         script = f"probe.py {runs.ROOT}/{prefix}{model}"
-        add(f"probe_{model}", 6, script, f"{limit} {flags}", where=place, needs=needs)
+        add(f"probe_{model}", 6, script, f"{limit} {flags}", where=here, needs=needs)
 
     # question 1; of a short run most is its exact measurement
     short = "--iterations 200 --plot-every 200" if quick else ""
@@ -102,9 +102,9 @@ def experiments(args, rulers):
     # networks trained with labels: the classifier, whose features are a ruler, and the encoder with labels
     flags = f"{small} {precision} --seed 0 {'--epochs 1' if quick else ''}"
     holdout = "" if quick else "--holdout 5000"  # the ruler has not seen the images that settings were chosen on
-    add("classifier", 16, "classifier.py", f"{flags} {holdout}", where=place)
+    add("classifier", 16, "classifier.py", f"{flags} {holdout}", where=here)
     for dims in (128, 64):
-        add(f"supervised_{dims}", 12, "probe.py", f"--supervised --latent-dim {dims} {flags}", where=place)
+        add(f"supervised_{dims}", 12, "probe.py", f"--supervised --latent-dim {dims} {flags}", where=here)
     probe("supervised_128", ("supervised_128",), "")
 
     # questions 2 and 3
@@ -112,7 +112,7 @@ def experiments(args, rulers):
         for kind, spec in tables.MODELS.items():
             model, vae = f"{kind}_seed_{seed}", f"{tables.vae_of(kind)}_seed_{seed}"
             flags = f"{spec.flags} --seed {seed} --epochs {args.epochs} {precision} {small} --fid off"
-            add(model, spec.minutes * args.epochs, spec.script, flags, where=place)
+            add(model, spec.minutes * args.epochs, spec.script, flags, where=here)
             picture = () if vae == model else ("--compare", f"{runs.ROOT}/{prefix}{vae}")
             measure(model, spec.script, (model, "classifier", vae), *picture)
             needs, flags = (model,), f"--seed {seed} --latent sample --layer"

@@ -198,7 +198,7 @@ def train(args, run, images, test):
     torch.manual_seed(args.seed)  # the initial weights
     vae = VAE(args.latent_dim, args.sigma).to(images.device)
     average = copy.deepcopy(vae)
-    z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
+    z = draw_latents(average, script.FRAME_SAMPLES, "normal", images, args.seed)  # of each frame of training.gif
     head = patches.head(args, images)
     optimizer = devices.adam([*vae.parameters(), *head.parameters()], args.lr, images.device)
     parts = {"model": vae, "average": average, "optimizer": optimizer}

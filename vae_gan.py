@@ -205,7 +205,7 @@ def train(args, run, images, test):
     torch.manual_seed(args.seed)  # the initial weights
     vae, discriminator = VAE(args.latent_dim).to(device), Discriminator(args.feature_layer).to(device)
     average = copy.deepcopy(vae)
-    z = draw_latents(average, script.FRAME, "normal", images, args.seed)  # of each frame of training.gif
+    z = draw_latents(average, script.FRAME_SAMPLES, "normal", images, args.seed)  # of each frame of training.gif
     head = patches.head(args, images)
     optimizers = {
         name: devices.adam(parameters, args.lr, device, betas=(0.5, 0.999))

@@ -163,15 +163,15 @@ def make_steps(args, generator, critic, averaged, generator_optimizer, critic_op
     def critic_steps(x_real, z, mix):  # Algorithm 1, lines 2 to 10, for K = n_critic
         with torch.no_grad():
             x_fake = generator(z)
-        for real, fake, share in zip(x_real, x_fake, mix, strict=True):
-            loss, estimate = critic_loss(critic, real, fake, share, args)
+        for k in range(len(x_real)):
+            loss, estimate = critic_loss(critic, x_real[k], x_fake[k], mix[k], args)
             set_gradients(critic, loss)
             critic_optimizer.step()
             if args.loss == "clip":
                 with torch.no_grad():
                     for parameter in critic.parameters():
                         parameter.clamp_(-args.clip, args.clip)
-        return estimate.detach(), torch.lerp(real, x_fake[-1], share[:, None])
+        return estimate.detach(), torch.lerp(x_real[-1], x_fake[-1], mix[-1][:, None])
 
     def generator_step(z, decay):  # lines 11 and 12; decay: the average's, a scalar tensor
         set_gradients(generator, -critic(generator(z)).mean())

@@ -89,7 +89,7 @@ def find(text):
     for file, path in zip(files, paths, strict=True):
         inside = path.parts
         if train is None:
-            split = "test" if images.place(path) % 6 == 0 else "train"
+            split = "test" if images.path_hash(path) % 6 == 0 else "train"
         elif inside[0] in (train, test) and len(inside) > 1:
             split = "train" if inside[0] == train else "test"
             inside = inside[1:]
@@ -98,7 +98,7 @@ def find(text):
             continue
         items[split].append(Item(file, path.as_posix(), inside[0] if len(inside) > 1 else None))
     for split, found in items.items():
-        found.sort(key=lambda item: images.place(item.path))
+        found.sort(key=lambda item: images.path_hash(item.path))
         if len(found) < 2:
             advice = "" if train else f"; add some, or make {TRAIN}/ and test/ of them"
             raise UserError(

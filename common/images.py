@@ -92,7 +92,7 @@ def find(root, suffixes):
     return Found(sorted(files), left_out)
 
 
-def place(path):
+def path_hash(path):
     """A path -> a number that depends on nothing else and looks random: an order that does not go by class."""
     name = path.as_posix() if isinstance(path, Path) else path
     return int.from_bytes(hashlib.sha256(os.fsencode(name)).digest()[:8], "big")

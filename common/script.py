@@ -14,8 +14,8 @@ from common.streams import note
 
 REUSE = ("resume", "eval_only", "sample")  # flags that go on from a checkpoint, with the flags it was made with
 MAY_DIFFER = ("prior", "epochs", "data_dir", "save_every", "capture", "fid", "features")  # flags that may change then
-FRAME = 64  # samples in a frame of training.gif, which has a frame for each checkpoint at an epoch's end
-FRAMES = 30  # at most so many: a file that a page can show
+FRAME_SAMPLES = 64  # in a frame of training.gif, which has a frame for each checkpoint at an epoch's end
+MAX_FRAMES = 30  # of training.gif: a file that a page can show
 POINTS = 8  # of an interpolation
 DISTANCES = ("fid_", "fd_")  # how their names in metrics.json begin
 
@@ -209,7 +209,7 @@ def finish(run, args, metrics, test, made, curves):
     expost = "samples, z ~ Gaussian fitted to training codes"
     pictures.plot_grid(made["generation_expost"][:128], run / "samples-expost.png", expost)
     if run.frames():
-        pictures.write_gif(pictures.spread(run.frames(), FRAMES), run / "training.gif", colours=256)
+        pictures.write_gif(pictures.spread(run.frames(), MAX_FRAMES), run / "training.gif", colours=256)
     runs.write_json(run / "metrics.json", metrics)  # last: it says that the run is finished
     run.summary(f"{args.data}, {len(test)} {measured} images", metrics)
     measured_any = any(key.startswith(DISTANCES) for key in metrics)

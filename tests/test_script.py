@@ -179,7 +179,7 @@ def test_frames_show_the_same_z_and_a_resumed_run_has_those_before_its_checkpoin
         before = torch.get_rng_state()
         images = decode(model, z)
         assert torch.equal(torch.get_rng_state(), before)  # nothing that a training draws from
-        if len(z) == script.FRAME:
+        if len(z) == script.FRAME_SAMPLES:
             latents.append(z)
         return images
 
@@ -191,7 +191,7 @@ def test_frames_show_the_same_z_and_a_resumed_run_has_those_before_its_checkpoin
     Path("runs/x/frames/00000004.png").write_bytes(b"of a process that was killed before its checkpoint")
     vae.main(["--name", "x", "--resume"])
     assert frames("x") == ["00000002.png", "00000004.png"]
-    z = torch.randn(script.FRAME, 4, generator=devices.generator("cpu", 0, "latents"))  # of the seed alone
+    z = torch.randn(script.FRAME_SAMPLES, 4, generator=devices.generator("cpu", 0, "latents"))  # of the seed alone
     assert len(latents) == 3 and all(torch.equal(seen, z) for seen in latents)  # also where Ctrl-C was pressed
     model, _ = vae.load("runs/x", "cpu")
     last = pixels("runs/x/frames/00000004.png")
@@ -236,11 +236,11 @@ def test_a_sheet_shows_pictures_row_by_row_and_leaves_the_rest_white(in_tmp):
 
 
 def test_an_animation_of_photographs_has_the_colours_it_is_given_and_a_pages_size(in_tmp):
-    images = torch.from_numpy(shapes.make(3 * script.FRAME, seed=0))
-    for i, part in enumerate(images.split(script.FRAME)):
+    images = torch.from_numpy(shapes.make(3 * script.FRAME_SAMPLES, seed=0))
+    for i, part in enumerate(images.split(script.FRAME_SAMPLES)):
         pictures.write_frame(part, Path(f"{i}.png"), f"epoch {i}")
     for colours in (48, 256):
         pictures.write_gif(sorted(Path().glob("*.png")), Path("x.gif"), colours)
         found = len(np.unique(pixels("x.gif").reshape(-1, 3), axis=0))
         assert 0.9 * colours <= found <= colours
-    assert os.path.getsize("x.gif") / 3 * script.FRAMES < 2.5e6
+    assert os.path.getsize("x.gif") / 3 * script.MAX_FRAMES < 2.5e6
