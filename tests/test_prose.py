@@ -27,17 +27,19 @@ ELSEWHERE |= {"16", "14.4", "14.3", "13.6", "12.7", "7.9", "7.8", "8.1", "8.0", 
 ELSEWHERE |= {"9", "3230", "3190"}  # the log of vae_patches: 1000 test images after each epoch
 
 
-def of(model, key):
-    return RUNS[f"{model}_seed_0"]["metrics"][key]
+def of(model, key, after=""):
+    """after: "-epoch5" for the copy at that epoch."""
+    return RUNS[f"{model}_seed_0{after}"]["metrics"][key]
 
 
-def fd(model, kind, ruler="features"):
-    """The distance in the features of the classifier, or of the ImageNet network."""
-    return of(model, f"fd_{ruler}_{kind}")
+def fd(model, kind, after=""):
+    """The distance in the features of the classifier."""
+    return of(model, f"fd_features_{kind}", after)
 
 
-def imagenet(model, kind):
-    return fd(model, kind, "imagenet")
+def imagenet(model, kind, after=""):
+    """The distance in the features of the ImageNet network."""
+    return of(model, f"fd_imagenet_{kind}", after)
 
 
 def accuracy(name, row="mu"):
@@ -63,8 +65,7 @@ def ratios(ruler):
 
 
 def mse(model, after=""):
-    """after: "-epoch5" for the copy at that epoch."""
-    return RUNS[f"{model}_seed_0{after}"]["metrics"]["mse"]
+    return of(model, "mse", after)
 
 
 def dearer(modified, plain, after=""):
@@ -240,6 +241,22 @@ SENTENCES = [
               for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_patches", "vae_gan_128")]),
     (r"factors of ([\d.]+) to ([\d.]+), ImageNet's network by ([\d.]+) to ([\d.]+)\.",
      lambda: [(end(ratios(ruler)), 1) for ruler in (fd, imagenet) for end in (min, max)]),
+    (r"were at ([\d.]+) and ([\d.]+) after five epochs, and at ([\d.]+) and ([\d.]+) after ten",
+     lambda: [(imagenet(model, "generation", after), 1) for after in ("-epoch5", "-epoch10")
+              for model in ("vae_gan_128", "vae_128")]),
+    # what training buys
+    (r"samples from N\(0, I\) from ([\d.]+) to ([\d.]+) by ImageNet's features, and from (\d+) to (\d+) by",
+     lambda: [(ruler("vae_gan_64", "generation", after), digits) for ruler, digits in ((imagenet, 1), (fd, 0))
+              for after in ("-epoch10", "")]),
+    (r"after 5 epochs \(128 dimensions, from N\(0, I\): (\d+) against (\d+)\)\. By ImageNet's they begin at ([\d.]+) "
+     r"against ([\d.]+) and end at ([\d.]+) against ([\d.]+),",
+     lambda: [(ruler(model, "generation", after), digits)
+              for ruler, after, digits in ((fd, "-epoch5", 0), (imagenet, "-epoch5", 1), (imagenet, "", 1))
+              for model in ("vae_gan_128", "vae_128")]),
+    (r"about as near as the plain one after 5 epochs \(reconstructions ([\d.]+) against ([\d.]+), samples from "
+     r"N\(0, I\) ([\d.]+) against ([\d.]+), ex-post ([\d.]+) against ([\d.]+)\)",
+     lambda: [(imagenet(model, kind, "-epoch5"), 1) for kind in ("reconstruction", "generation", "generation_expost")
+              for model in ("vae_patches", "vae_128")]),
 ]  # fmt: skip
 
 
@@ -247,6 +264,16 @@ def test_with_64_dimensions_the_vae_gan_is_nearer_than_the_vae_and_the_vae_farth
     for kind in ("reconstruction", "generation", "generation_expost"):
         for ruler in (fd, imagenet):
             assert ruler("vae_gan_64", kind) < ruler("vae_64", kind) > ruler("vae_128", kind)
+
+
+def test_every_measured_distance_falls_from_one_stage_to_the_next():
+    models, columns = tables.stages(RUNS)
+    keys = [key for key, _ in columns.values() if key.startswith("fd_")]
+    for key in keys:
+        for stages in models.values():
+            measured = [stage[key] for stage in stages if key in stage]
+            assert measured == sorted(measured, reverse=True)
+    assert len(keys) == 6
 
 
 @pytest.mark.parametrize(("sentence", "numbers"), SENTENCES, ids=[sentence[:40] for sentence, _ in SENTENCES])
