@@ -241,7 +241,7 @@ SENTENCES = [
               for ruler, digits in ((fd, 0), (imagenet, 1)) for model in ("vae_gan_patches", "vae_gan_128")]),
     (r"factors of ([\d.]+) to ([\d.]+), ImageNet's network by ([\d.]+) to ([\d.]+)\.",
      lambda: [(end(ratios(ruler)), 1) for ruler in (fd, imagenet) for end in (min, max)]),
-    (r"were at ([\d.]+) and ([\d.]+) after five epochs, and at ([\d.]+) and ([\d.]+) after ten",
+    (r"were at ([\d.]+) \(the VAE's ([\d.]+)\) after five epochs, and at ([\d.]+) \(([\d.]+)\) after ten",
      lambda: [(imagenet(model, "generation", after), 1) for after in ("-epoch5", "-epoch10")
               for model in ("vae_gan_128", "vae_128")]),
     # what training buys
