@@ -157,7 +157,6 @@ def main(argv=None):
     net.whiten(dataset.images[:5000].cpu())
     net.to(device, memory_format=torch.channels_last)
     net, spent = train(args, run, net, dataset)
-    devices.allow_tf32(False)  # the closing numbers are float32's, as those of vae.finish
     metrics = evaluate(net, dataset.test, dataset.test_labels)
     metrics |= {"parameters": sum(p.numel() for p in net.parameters()), **spent}
     titles = {"accuracy": "accuracy", "cross_entropy": "cross-entropy, nats per image"}

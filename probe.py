@@ -297,7 +297,6 @@ def supervised(args, run, dataset, classes):
     """The reference: trained and scored. -> metrics, the encoder, the classes predicted of the test images."""
     check_batch(args.batch_size, len(dataset.images))
     model, layer, spent = train_supervised(args, run, dataset.images, dataset.labels, classes)
-    devices.allow_tf32(False)  # so that a probe of the same encoder, in float32, finds the same numbers
     with torch.no_grad():
         predicted = layer(vae.encode(model, dataset.test)).argmax(1).cpu()
     row = score(predicted, dataset.test_labels.cpu()) | {"dims": args.latent_dim, **spent}

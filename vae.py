@@ -301,7 +301,6 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
 
     With extractors also distances to the test images; "floor" is that of as many training images.
     """
-    devices.allow_tf32(False)  # so that --eval-only finds the same numbers
     if args.sample:
         z = draw_latents(vae, args.sample, args.prior, images, args.seed)
         script.write_samples(run, args, decode(vae, z))

@@ -47,7 +47,7 @@ def check_batch(batch_size, images):
 
 class Loop:
     """An iterator over a training's steps. Entering restores the run (--resume) or begins it; leaving puts the
-    signals' handlers back.
+    signals' handlers back, and TF32 off.
 
     run: runs.Run; args: has seed, resume, log_every, batch_size; parts: {name: module or optimiser}, what a checkpoint
     holds; device: of the draws; total: steps of the training; save_every: steps between checkpoints; advice: what to
@@ -100,6 +100,7 @@ class Loop:
         self.bar.close()
         for which, handler in self.handlers.items():
             signal.signal(which, handler)
+        devices.allow_tf32(False)  # what follows measures: as --eval-only and a later probe do, in float32
 
     def interrupt(self, which, frame):
         """Ctrl-C, SIGTERM and a terminal that closes: the loop saves and leaves between two steps."""

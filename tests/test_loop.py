@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import log
 
-from common import devices, loop, runs
+from common import devices, inception, loop, runs
 
 
 def training(per_epoch=3, epochs=2, **changed):
@@ -60,6 +60,15 @@ def test_the_log_has_the_means_since_its_last_line_and_what_was_measured_at_the_
     measured = [record for record in log("run") if "mse" in record]
     assert [(r["step"], r["epoch"]) for r in measured] == [(3, 1), (6, 2)]
     assert batches[0]["epoch"] == pytest.approx(2 / 3)
+
+
+def test_what_follows_a_training_is_not_rounded_to_tf32(in_tmp):
+    steps, _ = training()
+    with inception.precision(None):  # puts back what is changed in it
+        devices.allow_tf32(True)
+        with steps:
+            assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
