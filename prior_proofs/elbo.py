@@ -8,8 +8,9 @@ Symbols and quadrature: plane.py.
 
 Families. "free": m, v arbitrary (cubic splines, here), mu, s arbitrary with s >= floor^2; for a given encoder the best
 decoder is exact, mu = E_P[x|z] and s = max(Var_P[x|z], floor^2), and so is profiled out. "affine": m = c x + d,
-mu = a z + b, with v, s constant (s >= floor^2). Every gap that is returned is one that the returned maps attain, to
-within `error`: an upper bound of the family's infimum.
+mu = a z + b, with v, s constant (s >= floor^2). Every gap that is returned is an upper bound of the family's
+infimum: the returned encoder attains it, to within `error`, with its exact decoder. (The decoder that "free" returns is
+that one interpolated between the quadrature's nodes; its own gap is a little larger.)
 
 The splines' knots are few at first, from several starts, and then doubled, from the best start on, until the gap moves
 by less than SETTLED at a doubling, or they are as many as allowed. `Best.moved` says how far it moved at the last one.
@@ -104,11 +105,11 @@ class Spline:
         return lambda x: mean(self.coordinate(x)), lambda x: np.exp(log_variance(self.coordinate(x)))
 
 
-def transport_encoder(data, prior, floor, pure=False):
-    """Dai & Wipf's construction (README.md, section 5): m = T^-1(x), T the monotone map from prior to data.
+def transport_encoder(data, prior, floor):
+    """A start after Dai & Wipf (README.md, section 5): m = T^-1(x), T the increasing map from prior to data.
 
-    pure: v = floor^2 / T'^2, as in the theorem. Otherwise the spread follows T' where it is large, which lowers the
-    gap, and stays below the prior's where T' vanishes. -> m, v as functions of arrays
+    The variance follows T' where T' is large, which lowers the gap, and stays below the prior's where T' vanishes.
+    -> m, v as functions of arrays
     """
 
     def mean(x):
@@ -116,8 +117,6 @@ def transport_encoder(data, prior, floor, pure=False):
 
     def variance(x):
         slope = np.exp(np.clip(prior(mean(x)) - data(x), -40, 16))  # T' at z = m(x)
-        if pure:
-            return floor**2 / slope**2
         return 1 / (1 / prior.variance + slope**2 / (floor**2 * np.maximum(1, slope)))
 
     return mean, variance

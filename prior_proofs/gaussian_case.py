@@ -62,14 +62,14 @@ def chain_rule(slip=0):
 
 def ridge(slip=0):
     """Equality for every c, v on the ridge c^2 sigma^2 + v = tau^2, with P(x|z) as decoder; c = 0 included."""
-    T = sp.symbols("T", positive=True)  # tau^2
-    width, centre = T - c**2 * sigma**2, sp.symbols("eta", real=True)
+    t2 = sp.symbols("t2", positive=True)  # tau^2
+    width, centre = t2 - c**2 * sigma**2, sp.symbols("eta", real=True)
     encoder = log_normal(z, centre + c * (x - mu), width)
-    decoder = log_normal(x, mu + c * sigma**2 / T * (z - centre), sigma**2 * width / T)
+    decoder = log_normal(x, mu + c * sigma**2 / t2 * (z - centre), sigma**2 * width / t2)
     pointwise = log_normal(x, mu, sigma**2) + encoder - decoder
     yield (
         "log P(x, z) / p(x|z) = log N(z; eta, tau^2), whatever c and x",
-        pointwise - log_normal(z, centre, T * (1 + slip)),
+        pointwise - log_normal(z, centre, t2 * (1 + slip)),
     )
 
 

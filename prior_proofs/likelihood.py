@@ -87,17 +87,20 @@ def not_reached_under_a_floor(slip=0):
 
 
 def best_encoder_is_spread(slip=0):
-    """If |mu| <= M and s = c^2, the best encoder has log v(x) >= -1 - 2R, R = 2M|x|/c^2 + M^2/2c^2: Theorem F."""
-    M, c2, R, size = sp.symbols("M c2 R size", positive=True)  # size = |x|
-    bound = 2 * M * size / c2 + M**2 / (2 * c2)
-    spread = ((size + M) ** 2 - (size - M) ** 2) / (2 * c2)  # of log p(x|z) over |mu| <= M, for |x| >= M
-    yield "for |x| >= M log p(x|z) varies by R - M^2/2c^2 over z", bound - spread - M**2 / ((2 + slip) * c2)
-    inside = (size + M) ** 2 / (2 * c2)  # for |x| <= M, where the best mu is x itself
-    yield "for |x| <= M by R - |x|(2M - |x|)/2c^2", bound - inside - size * (2 * M - (1 + slip) * size) / (2 * c2)
+    """Theorem F: if |mu| <= top, s = c^2, the best encoder has log v >= -1 - 2 rho, rho = 2 top|x|/c^2 + top^2/2c^2."""
+    top, c2, rho, size = sp.symbols("top c2 rho size", positive=True)  # size = |x|
+    bound = 2 * top * size / c2 + top**2 / (2 * c2)
+    spread = ((size + top) ** 2 - (size - top) ** 2) / (2 * c2)  # of log p(x|z) over |mu| <= top, for |x| >= top
+    yield "for |x| >= top log p(x|z) varies by rho - top^2/2c^2 over z", bound - spread - top**2 / ((2 + slip) * c2)
+    inside = (size + top) ** 2 / (2 * c2)  # for |x| <= top, where the best mu is x itself
+    yield (
+        "for |x| <= top by rho - |x|(2 top - |x|)/2c^2",
+        bound - inside - size * (2 * top - (1 + slip) * size) / (2 * c2),
+    )
     kl = gaussian_kl(m, v, 0, 1)
     yield "KL(N(m, v) || N(0, 1)) is at least -(1 + log v)/2", kl + (1 + sp.log(v)) / 2 - (m**2 + v) / (2 + slip)
-    at_bound = (-(1 + sp.log(v)) / 2 - R).subs(v, sp.exp(-1 - (2 + slip) * R))
-    yield "so KL <= R means v >= exp(-1 - 2R)", sp.expand_log(at_bound, force=True)
+    at_bound = (-(1 + sp.log(v)) / 2 - rho).subs(v, sp.exp(-1 - (2 + slip) * rho))
+    yield "so KL <= rho means v >= exp(-1 - 2 rho)", sp.expand_log(at_bound, force=True)
 
 
 STEPS = (two_gaps, mixtures_of_normals, floors_and_mixtures, not_reached_under_a_floor, best_encoder_is_spread)

@@ -90,9 +90,9 @@ def best_marginal(data, floor, rounds=20):
     base = SPARE * ratio.mean(1)  # of all candidates alike: without it the far tails could be lost to rounding
     pi = np.full(len(means), 1 / len(means))
     value = -(weight @ np.log(ratio @ pi))
-    for sweep in range(rounds):
+    for round_ in range(rounds):
         before = value
-        for _ in range(5 if sweep else 100):  # EM: slow at the end, but safe where the quadratic approximation is not
+        for _ in range(5 if round_ else 100):  # EM: slow at the end, but safe where the quadratic approximation is not
             pi = pi * ((weight / (base + ratio @ pi)) @ ratio)
         value = -(weight @ np.log(base + ratio @ pi))
         gain = (weight / (base + ratio @ pi)) @ ratio
@@ -102,7 +102,7 @@ def best_marginal(data, floor, rounds=20):
         heavy = pi > max(1e-3 * pi.max(), np.sort(pi)[-ACTIVE] if len(pi) > ACTIVE else 0)
         active = np.flatnonzero(heavy | peak)
         pi, value = newton(ratio, base, weight, pi, value, active)
-        if sweep > 4 and before - value < 1e-3 * value:
+        if round_ > 4 and before - value < 1e-3 * value:
             break
     pi = (1 - SPARE) * pi + SPARE / len(pi)
     found = Marginal(0.0, 0.0, 0.0, means, variances, pi)

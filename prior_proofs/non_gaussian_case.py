@@ -21,6 +21,7 @@ import numpy as np
 import sympy as sp
 from scipy.optimize import minimize
 from scipy.special import ndtr
+from scipy.stats import t as t_distribution
 
 # The scripts of this folder are run as files, and then Python looks here, not in the repository's root, for common/.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -91,12 +92,19 @@ def laplace_data(slip=0):
 
 
 STEPS = (*SHARED, *likelihood.STEPS, *approach.STEPS, decoder_marginal, moment_matching, ridge, laplace_data)
+STUDENT_T_ENTROPY = float(t_distribution.entropy(5, scale=math.sqrt(3 / 5)))  # of variance 1
 MIXTURE = sweep.Case("mixture", "normal", "two-Gaussian mixture", alone=densities.WIDTH)
 CASES = (
     MIXTURE,
-    sweep.Case("uniform", "normal", "uniform data"),
+    sweep.Case("uniform", "normal", "uniform data", math.log(math.pi * math.e / 6) / 2),
     sweep.Case("laplace", "normal", "Laplace data", (math.log(math.pi) - 1) / 2, alone=0.0),
-    sweep.Case("student_t", "normal", "Student-t data (5 d.o.f.)", alone=0.0),
+    sweep.Case(
+        "student_t",
+        "normal",
+        "Student-t data (5 d.o.f.)",
+        math.log(2 * math.pi * math.e) / 2 - STUDENT_T_ENTROPY,
+        alone=0.0,
+    ),
 )
 CONTROL = sweep.Case("normal", "normal", "Gaussian data", 0.0, alone=1.0)
 
@@ -124,8 +132,10 @@ def sign_decoder(knots):
 
 
 def encoder_gap(log_odds, start):
-    """The least KL(q || posterior) at one x over q = N(m, v); the posterior is p(z) with the half z > 0 weighed by
-    twice the odds' probability. start: m, log v"""
+    """The least KL(q || posterior) at one x over q = N(m, v). start: m, log v
+
+    The posterior is p(z), times 2 sigmoid(log_odds) where z > 0 and 2 sigmoid(-log_odds) where z < 0.
+    """
     right, left = (math.log(2) - np.logaddexp(0, sign * log_odds) for sign in (-1, 1))
 
     def kl(y):

@@ -15,7 +15,7 @@ from prior_proofs.lemma import walk
 from prior_proofs.plane import IDENTITY_TOLERANCE
 
 RHOS = (0.0, 0.3, 0.6, 0.9)  # points of the ridge of affine optima: correlations of x and z; at 1, s would be 0
-GAMMAS = (0.1, 0.03, 0.01)  # of Theorem D's construction
+EPSILONS = (0.1, 0.03, 0.01)  # of Theorem D's construction
 
 
 @dataclass
@@ -94,7 +94,7 @@ def affine_gap(case, data, prior, bar):
     return best, ridge
 
 
-def numbers(best, **more):
+def plain(best, **more):
     """A Best as plain values for JSON."""
     names = ("elbo", "entropy", "gap", "error", "identity", "likelihood_gap", "likelihood_error")
     record = {key: float(getattr(best, key)) for key in names}
@@ -120,16 +120,16 @@ def measure(cases, control, floors, knots, shown, extra=()):
         for case in (*cases, control):
             data, prior = load(case)
             best, ridge = affine_gap(case, data, prior, bar)
-            record["affine"][case.key] = numbers(best, closed_form=case.closed, ridge=ridge)
+            record["affine"][case.key] = plain(best, closed_form=case.closed, ridge=ridge)
             rows, reach = [], None
             for floor, found in zip(floors, free_gaps(case, data, prior, floors, knots, bar), strict=True):
                 reach, density = decoder_alone(case, data, floor, found, reach)
-                rows.append(numbers(found, floor=floor, decoder_alone=reach))
+                rows.append(plain(found, floor=floor, decoder_alone=reach))
                 if case is shown[0]:
                     kept[floor], alone[floor] = found, (reach["gap"], density)
             record["free"][case.key] = rows
             if case is not control:
-                record["construction"][case.key] = approach.numbers(data, prior, GAMMAS, constant=case is shown[0])
+                record["construction"][case.key] = approach.measure(data, prior, EPSILONS, constant=case is shown[0])
                 bar.update()
         for function in extra:
             name, value = function()
@@ -160,8 +160,10 @@ def table(record):
                   f" | {reach} | {row['knots']} ({moved})   [{others}]")  # fmt: skip
         for name, gaps in record["construction"].get(key, {}).items():
             if name != "lambda":
-                points = ", ".join(f"{gamma:g}: {gap:.3e}" for gamma, gap, _ in gaps)
-                print(f"    Theorem D's maps{' with constant variance' if name != 'rows' else ''}, by gamma: {points}")
+                points = ", ".join(f"{epsilon:g}: {gap:.3e}" for epsilon, gap, _ in gaps)
+                print(
+                    f"    Theorem D's maps{' with constant variance' if name != 'rows' else ''}, by epsilon: {points}"
+                )
     rows = [*record["affine"].values(), *(row for rows in record["free"].values() for row in rows)]
     worst = max(row["identity"] for row in rows)
     what = "|L + H(p_d) + KL(P || Q)| and the error of the prior's mass"

@@ -134,7 +134,7 @@ def test_counterexample_in_two_dimensions_has_no_gap():
 @pytest.mark.parametrize("constant", [False, True])
 def test_construction_has_the_gap_of_theorem_d(constant):
     """The plane's quadrature, which knows nothing of T' or of the identity, against the pointwise identity."""
-    gamma, data, prior = 0.3, Density(laplace, "data"), Density(normal, "prior")
+    epsilon, data, prior = 0.3, Density(laplace, "data"), Density(normal, "prior")
     transport = approach.Transport(data, prior)
 
     def width(z):
@@ -144,10 +144,10 @@ def test_construction_has_the_gap_of_theorem_d(constant):
         return prior.quantile(np.clip(data.logit(x), -27, 27))
 
     def decoder(z, moments):
-        return transport(z), (gamma * width(z) * np.exp(transport.log_slope(z))) ** 2
+        return transport(z), (epsilon * width(z) * np.exp(transport.log_slope(z))) ** 2
 
-    found = plane.evaluate(data, prior, mean, lambda x: (gamma * width(mean(x))) ** 2, decoder, gamma / 2)
-    expected, error = approach.gap_of_construction(data, prior, gamma, constant)
+    found = plane.evaluate(data, prior, mean, lambda x: (epsilon * width(mean(x))) ** 2, decoder, epsilon / 2)
+    expected, error = approach.gap_of_construction(data, prior, epsilon, constant)
     assert -data.entropy - found.elbo == pytest.approx(expected, abs=2 * (found.error + error) + 1e-5)
     assert expected > 0.01
 
@@ -164,7 +164,7 @@ def test_construction_has_the_gap_of_theorem_d(constant):
 )
 def test_gap_of_the_construction_is_below_theorem_ds_bound_and_falls(data, prior, lam, ell, bend):
     data, prior = Density(data, "data"), Density(prior, "prior")
-    assert approach.constants(data, prior) < lam * 1.001
+    assert approach.least_lambda(data, prior) < lam * 1.001
     gaps = []
     for g in (0.1, 0.03, 0.01):
         a, b = (1 + lam) * g, (1 + lam) * g + 2 * lam * g**2

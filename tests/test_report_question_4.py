@@ -21,10 +21,10 @@ def free(case, floor):
     return next(row for row in rows if row["floor"] == floor)
 
 
-def constructions(gamma):
+def constructions(epsilon):
     """The gaps of Theorem D's maps, all pairs of data and prior."""
     every = [*FIRST["construction"].values(), *SECOND["construction"].values()]
-    return [gap for one in every for at, gap, _ in one["rows"] if at == gamma]
+    return [gap for one in every for at, gap, _ in one["rows"] if at == epsilon]
 
 
 def steps():
@@ -38,7 +38,7 @@ def identity():
 
 SIGN = FIRST["sign decoder"]
 AFFINE = FIRST["affine"] | SECOND["affine"]
-CONSTANT = {gamma: gap for gamma, gap, _ in FIRST["construction"]["mixture | normal"]["constant variance"]}
+CONSTANT = {epsilon: gap for epsilon, gap, _ in FIRST["construction"]["mixture | normal"]["constant variance"]}
 SAID = {  # page, a sentence with {} for each number: the numbers by results.json
     ("REPORT.md", "its best encoder leaves {} nats"): [SIGN["gap"]],
     ("REPORT.md", "the smallest ELBO gap found is {}, and those maps miss {} nats"): [
@@ -70,7 +70,7 @@ SAID = {  # page, a sentence with {} for each number: the numbers by results.jso
         SIGN["likelihood_gap_of_smallest"],
     ],
     ("prior_proofs/README.md", "Sympy checks {} steps"): [len(steps())],
-    ("prior_proofs/README.md", "$g = 0.1$ the mixture's gap is {}, the best found {}."): [
+    ("prior_proofs/README.md", "$\\epsilon = 0.1$ the mixture's gap is {}, the best found {}."): [
         CONSTANT[0.1],
         free("mixture | normal", 0.1)["gap"],
     ],
