@@ -141,13 +141,13 @@ def test_gaps_settled_and_what_the_pages_say_of_the_table():
 def test_gaps_of_the_construction_fall_as_the_page_says():
     exponents = {}
     for case, one in (FIRST["construction"] | SECOND["construction"]).items():
-        (g0, first, _), (g1, second, _), (g2, third, _) = one["rows"]
-        exponents[case] = [math.log(first / second) / math.log(g0 / g1), math.log(second / third) / math.log(g1 / g2)]
+        (e0, first, _), (e1, second, _), (e2, third, _) = one["rows"]
+        exponents[case] = [math.log(first / second) / math.log(e0 / e1), math.log(second / third) / math.log(e1 / e2)]
         assert all(error < 0.025 * gap for _, gap, error in one["rows"])
     assert len(exponents) == 7
     of_mixture = [round(exponent, 2) for exponent in exponents.pop("mixture | normal")]
     rest = [round(exponent, 2) for some in exponents.values() for exponent in some]
-    sentence = "quadrature to about 2 %, fall like $g^{{}}$ to $g^{{}}$ in six pairs"
+    sentence = "quadrature to about 2 %, fall like $\\epsilon^{{}}$ to $\\epsilon^{{}}$ in six pairs"
     assert [float(number) for number in said("prior_proofs/README.md", sentence)] == [min(rest), max(rest)]
-    sentence = "down to $g = 0.01$ (exponents {}, then {}),"
+    sentence = "down to $\\epsilon = 0.01$ (exponents {}, then {}),"
     assert [float(number) for number in said("prior_proofs/README.md", sentence)] == of_mixture
