@@ -472,6 +472,19 @@ def test_each_ruler_has_columns_and_a_floor_of_its_own():
     assert row(made["summary"], "VAE, 64")[-1] == "not measured"  # by a probe
 
 
+def test_distances_by_two_programs_of_one_name_are_told_by_their_floors():
+    rounded = [vae_run(6.0, fd_features_generation=30.0, fd_features_floor=floor) for floor in (3.0, 3.0001)]
+    floors = row(
+        tables.tables(results(vae_128_seed_0=rounded[0], vae_64_seed_0=rounded[1]))["distances"],
+        "floor: training images",
+    )
+    assert floors[2:] == ["3.00"] * 3
+    other = vae_run(6.0, fd_features_generation=90.0, fd_features_floor=9.0)
+    made = tables.tables(results(vae_128_seed_0=rounded[0], vae_64_seed_0=other))
+    for name, title in (("distances", "floor: training images"), ("summary", "as many training images")):
+        assert "| 3.0" in made[name] and "do not compare" in " ".join(row(made[name], title))
+
+
 def test_a_caption_names_commits_that_do_not_hold_what_ran():
     dirty = {"versions": {"torch": "2", "commit": "abc-dirty"}}
     clean = {"versions": {"torch": "2", "commit": "def, 0ad"}}  # begun by one commit, gone on with by another
