@@ -21,12 +21,11 @@ is the same. Results that were made with another --epochs or --precision are not
 runs/reproduce then. --quick writes into runs/ alone: runs/quick-NAME and runs/quick.
 """
 
-import os
 import re
 import sys
 from pathlib import Path
 
-from common import data, inception, jobs, pictures, runs, tables
+from common import data, inception, jobs, pictures, ranks, runs, tables
 from common.jobs import Part, Queue, say
 from common.script import DISTANCES
 from common.tables import MISSING
@@ -242,7 +241,7 @@ def publish(made, done):
 
 def main(argv=None):
     args = parse_args(argv)
-    if "RANK" in os.environ:
+    if ranks.launched():
         raise runs.UserError("each part is a process of its own: start this script with python, not with torchrun")
     results = PUBLIC / "results.json"
     if results.exists() and not runs.read_json(results):

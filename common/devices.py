@@ -48,11 +48,11 @@ def start(device_name, precision="fp32", capture=False, divides=True):
         raise UserError("this script does not divide its work among processes: start it with python, not with torchrun")
     if precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is a mode of CUDA devices: choose another, or go on with the run on one")
-    if capture and (device.type != "cuda" or "RANK" in os.environ):
+    if capture and (device.type != "cuda" or ranks.launched()):
         raise UserError("--capture takes a CUDA device and a single process: omit it, or give --no-capture")
-    if "RANK" in os.environ and device.type == "mps":
+    if ranks.launched() and device.type == "mps":
         raise UserError("torchrun's processes cannot share an Apple GPU: give --device cpu, or start one with python")
-    if "RANK" in os.environ and device.type == "cuda":
+    if ranks.launched() and device.type == "cuda":
         if int(os.environ["LOCAL_WORLD_SIZE"]) > torch.cuda.device_count():
             raise UserError(f"torchrun started more processes than the {torch.cuda.device_count()} GPUs here")
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -24,6 +24,16 @@ def is_main():
     return rank() == 0
 
 
+def launched():
+    """Whether torchrun started this process."""
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
+
+
+def is_first():
+    """`is_main`, also before the group is joined."""
+    return rank() == 0 and (dist.is_initialized() or not launched() or os.environ["RANK"] == "0")
+
+
 def shard(*tensors):
     """This rank's rows of global batches, which every rank has drawn alike -> a list. They must divide among ranks."""
     return [tensor[rank() :: world_size()] for tensor in tensors]
@@ -61,7 +71,7 @@ def group_device():
 
 def start(device):
     """Join torchrun's group, if this process was started by it. `device`: where its messages live."""
-    if "RANK" in os.environ and not dist.is_initialized():
+    if launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
 
 

@@ -61,8 +61,11 @@ def cli(main):
         if not is_out_of_memory(error):
             raise
         code, message = 2, "there is too little free memory for this: free some, or lower --batch-size if there is one"
-    if message and os.environ.get("RANK", "0") == "0":  # torchrun's other processes would say the same
-        print(f"\r{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    name = Path(sys.argv[0]).name
+    if message and ranks.is_first():  # torchrun's other processes would say the same
+        print(f"\r{name}: {message}", file=sys.stderr)
+    elif code == 2 and ranks.world_size() > 1:  # but once at work, one of them can fail alone
+        print(f"\r{name}: rank {ranks.rank()}: {message}", file=sys.stderr)
     ranks.leave()
     sys.exit(code)
 
@@ -70,8 +73,9 @@ def cli(main):
 def is_out_of_memory(error):
     """Whether an exception says that memory ran out, of the device or of the machine."""
     words = ["can't allocate memory", "not enough memory", "can't start new thread"]  # PyTorch's CPU allocator, threads
-    words += ["CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED"]  # a GPU that others have filled
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in str(error) for word in words)
+    words += ["out of memory", "alloc_failed", "failed to cuda calloc"]  # mps, CUDA, cuBLAS, cuDNN, NCCL
+    text = str(error).lower()
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(word in text for word in words)
 
 
 # --- flags --------------------------------------------------------------------------------------------------------
@@ -140,8 +144,11 @@ def parse(parser, argv, script, reuse=("resume",), may_differ=(), anew=()):
     a run continues with what it was started with. `anew`: flags that are not taken from the checkpoint.
     """
     args = parser.parse_args(argv)
-    if not any(getattr(args, flag, None) for flag in reuse):
+    given = [spelled(flag) for flag in reuse if getattr(args, flag, None)]
+    if not given:
         return args
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: give one of them")
     path = ROOT / args.name / "checkpoint.pt"
     state = load_checkpoint(path)
     check_script(state, script, path)
@@ -265,7 +272,7 @@ def load_checkpoint(path):
                 raise zipfile.BadZipFile
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
-        raise UserError(f"there is no checkpoint at {path}: train first, or give its --name") from None
+        raise UserError(f"there is no checkpoint at {path}: train first, or name another run, as runs/NAME") from None
     except Exception as error:  # a damaged file fails in as many ways as it has parts
         if is_out_of_memory(error):
             raise

@@ -19,6 +19,7 @@ def test_unknown_devices_get_one_sentence(name):
 def test_torchrun_on_an_apple_gpu_gets_one_sentence(monkeypatch):
     monkeypatch.setattr(devices, "pick_device", lambda name: torch.device("mps"))
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(UserError, match="give --device cpu"):
         devices.start("auto")
 

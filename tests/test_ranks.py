@@ -38,14 +38,23 @@ sent = torch.cat(ranks.gather(sent))
 training = loop.Loop(None, types.SimpleNamespace(), {}, device, total=100, save_every=50, advice="")
 training.interrupted = ranks.rank() == 1
 answers = []
-for training.step in (19, 20):
-    answers.append(training.stopping())
+for training.device in (device, torch.device("cuda")):
+    for training.step in (19, 20):
+        answers.append(training.stopping())
 if ranks.is_main():
     flat = torch.cat([p.grad.flatten() for p in net.parameters()])
     found = {"grad": flat, "rows": len(mine), "b": b, "answers": answers, "first": first, "sent": sent}
     torch.save(found | {"size": ranks.world_size(), "gathered": ranks.gather(ranks.rank())}, "out.pt")
 else:
     ranks.gather(ranks.rank())
+if sys.argv[1:] == ["fails"]:
+
+    def alone():
+        if ranks.rank() == 1:
+            raise runs.UserError("the second rank's GPU is full")
+        ranks.gather(0)  # waits for it
+
+    runs.cli(alone)
 runs.cli(lambda: loop.check_batch(31, 60))
 """
 
@@ -64,7 +73,14 @@ def test_two_ranks_have_the_gradient_of_one_and_agree(in_tmp):
     torch.testing.assert_close(two["grad"], one["grad"], rtol=1e-6, atol=1e-7)
     assert two["b"].item() == 0.5 and two["first"] == 3 and two["sent"].tolist() == [0, 0]
     assert two["gathered"] == [0, 1] and one["gathered"] == [0]
-    assert two["answers"] == [False, True]  # asked for in one rank, agreed at the 20th step
+    assert two["answers"] == [True, True, False, True]  # asked for in one rank; on GPUs agreed at the 20th step
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_alone_is_said(in_tmp):
+    (in_tmp / "ranks.py").write_text(RANKS)
+    done = torchrun(in_tmp, "ranks.py", "fails")
+    assert done.returncode != 0 and "ranks.py: rank 1: the second rank's GPU is full" in done.stderr
 
 
 @pytest.mark.slow

@@ -127,6 +127,33 @@ def test_a_checkpoint_that_is_not_the_fault_is_not_blamed(in_tmp, monkeypatch):
         run.restore({})
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes",
+        "CUDA error: out of memory",
+        "MPS backend out of memory (MPS allocated: 17.00 GB",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "Failed to CUDA calloc async 4 bytes",
+    ],
+)
+def test_memory_that_ran_out_is_known_by_its_words(text):
+    assert runs.is_out_of_memory(RuntimeError(text))
+    assert not runs.is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_a_rank_without_its_group_is_a_process_like_others(monkeypatch, capsys):
+    """RANK alone may stand in an environment; torchrun gives WORLD_SIZE as well."""
+    monkeypatch.setenv("RANK", "1")
+
+    def bad():
+        raise UserError("give something else")
+
+    with pytest.raises(SystemExit) as end:
+        runs.cli(bad)
+    assert end.value.code == 2 and "give something else" in capsys.readouterr().err
+
+
 def test_samples_may_have_a_seed_of_their_own(in_tmp):
     saved(width=8)
     more = parser()
