@@ -40,7 +40,7 @@ from vae import SEEN, VAE, decode, draw_latents, encode, evaluate, finish, gauss
 
 CURVES = {"feature_nll": "-log p(Dis_l(x)|z), nats", "kl": "KL, nats per image", "mse": "squared error per pixel"}
 LAYERS = ("conv1", "conv2", "fc")
-ADVICE = "lower --lr, and start anew"
+ADVICE = "lower --lr"
 PATIENCE = 10  # log lines in a row that must tell of a collapse before it is said
 
 
@@ -156,7 +156,8 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
         "dis_real": torch.sigmoid(real).mean(),
         "dis_hat": torch.sigmoid(hat).mean(),
         "dis_p": torch.sigmoid(p).mean(),
-        "spread": x_p.std(0).mean() / x.std(0).mean(),  # of samples over that of images: 0 when all samples are alike
+        "spread": x_p.std(0).mean()
+        / x.std(0).mean().clamp(min=1e-6),  # of samples over that of images: 0 when all samples are alike
     }
     if args.patches:
         numbers["patch_nll"] = patch_nll
@@ -193,7 +194,7 @@ def trouble(means):
     if means["dis_real"] > 0.99 and max(means["dis_hat"], means["dis_p"]) < 0.01:
         return "the discriminator is certain of every image, so the decoder learns little: lower --gamma or --lr"
     if means["spread"] < 0.1:
-        return "all samples look alike (mode collapse): raise --gamma or lower --lr, and start anew"
+        return "all samples look alike (mode collapse): raise --gamma or lower --lr"
     if means["kl"] < 0.5:
         return "the code says nothing about the image (posterior collapse): lower --lr, or try another --feature-layer"
     return None
@@ -232,7 +233,7 @@ def train(args, run, images, test):
                 loop.show(f"Dis {dis}, kl {means['kl']:.1f}, mse {means['mse']:.4f}")
                 lasted = lasted + 1 if trouble(means) else 0
                 if lasted == PATIENCE:
-                    loop.say(trouble(means))
+                    loop.say(f"{trouble(means)}, and start anew")
             if loop.saves():
                 ranks.average_buffers(vae, average)
                 loop.save(evaluate(average, test[:SEEN], args.seed), decode(average, z))

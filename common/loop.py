@@ -178,29 +178,31 @@ class Loop:
             self.bar.write(f"step {self.step}: {text}")
 
     def check_finite(self, record):
-        bad = next((value for value in record.values() if isinstance(value, float) and not math.isfinite(value)), None)
-        if bad is not None:
-            raise UserError(
-                f"the loss became {bad} at step {self.step}: {self.advice}; the last checkpoint is untouched"
-            )
+        for name, value in record.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                self.refuse(f"{name} became {value}")
 
     def check_weights(self):
         """Raises UserError where a weight is not finite, which a loss of before the last update does not show."""
         modules = [part for part in self.parts.values() if isinstance(part, torch.nn.Module)]
         finite = [p.isfinite().all() for module in modules for p in module.parameters()]
         if finite and not torch.stack(finite).all():
-            raise UserError(
-                f"the weights became infinite or nan at step {self.step}: {self.advice}; "
-                "the last checkpoint is untouched"
-            )
+            self.refuse("the weights became infinite or nan")
+
+    def refuse(self, what):
+        raise UserError(
+            f"{what} at step {self.step}: {self.advice}, and start anew; a checkpoint of before is untouched"
+        )
 
     # --- checkpoints ---
 
     def stopping(self):
-        """Whether this step is the last one because of Ctrl-C. Several ranks agree, and do so at every 20th step."""
+        """Whether this step is the last one because of Ctrl-C. Several ranks agree; on GPUs, which would have to wait
+        for it, at every 20th step."""
         asked = self.interrupted
         if ranks.world_size() > 1:
-            asked = self.step % 20 == 0 and ranks.any_rank(asked)
+            together = self.device.type != "cuda" or self.step % 20 == 0
+            asked = together and ranks.any_rank(asked)
         return asked and self.step < self.total
 
     def complete(self):
