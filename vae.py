@@ -308,7 +308,7 @@ def finish(run, args, vae, images, test, extractors, metrics, curves):
     made = {"reconstruction": decode(vae, encode(vae, test))}
     for name, prior in {"generation": "normal", "generation_expost": "expost"}.items():
         made[name] = decode(vae, draw_latents(vae, max(len(test), 128), prior, images, args.seed))
-    metrics |= evaluate(vae, test, args.seed) | script.earlier_distances(run, args, metrics["step"])
+    metrics |= evaluate(vae, test, args.seed) | script.earlier_distances(run, args, metrics["step"], extractors)
     script.draw_interpolations(run, test, lambda x: encode(vae, x), lambda z: decode(vae, z))
     for extractor in extractors:
         sets = script.distance_sets(args, **made, floor=images)

@@ -34,7 +34,8 @@ CLASSES = {"cifar10": CIFAR10_CLASSES, "shapes": shapes.CLASSES}
 class Data:
     """Training and test images (N, 3, 32, 32) uint8, their labels (N,) int64, the classes' names in the labels' order.
 
-    fingerprint: of a folder's list of files, to be kept with a checkpoint (see `note_files`).
+    fingerprint: of a folder's list of files, to be kept with a checkpoint (see `note_files`). total: how many training
+    images there are before --limit and --holdout.
     """
 
     images: torch.Tensor
@@ -43,6 +44,7 @@ class Data:
     test_labels: torch.Tensor
     classes: tuple[str, ...]
     fingerprint: str
+    total: int
 
 
 def add_flags(parser):
@@ -79,6 +81,7 @@ def splits(args, device, labelled=False):
         return torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
 
     train, train_labels = ranks.main_first(lambda: read("train"))
+    total = len(train)
     if args.holdout == 1:
         raise UserError("--holdout 1: one image is too few to be measured on; give two or more")
     if args.holdout >= len(train):
@@ -91,7 +94,7 @@ def splits(args, device, labelled=False):
     train, train_labels = train[: args.limit], train_labels[: args.limit]
     classes = folder.classes if folder else CLASSES[args.data]
     fingerprint = folder.fingerprint() if folder else args.data
-    found = Data(train, train_labels, test, test_labels, classes, fingerprint)
+    found = Data(train, train_labels, test, test_labels, classes, fingerprint, total)
     if ranks.is_main():
         print(understood(args, found, done, folder.left_out if folder else Counter()))
     if labelled:
@@ -100,16 +103,18 @@ def splits(args, device, labelled=False):
 
 
 def note_files(args, found):
-    """Let args.json and the checkpoint hold the data's fingerprint; say so when they are not what a checkpoint knew."""
-    if changed(args, found):
-        then, now = args.data_files, found.fingerprint
-        note(f"--data {args.data} was {then} when the checkpoint was trained, and is {now} now")
+    """Let args.json and the checkpoint hold the data's fingerprint; say so when they are not what a checkpoint knew.
+
+    Raises UserError where a training is to go on: it counts its epochs by the images.
+    """
+    if args.data_files not in (None, found.fingerprint):
+        words = (
+            f"--data {args.data} was {args.data_files} when the checkpoint was trained, and is {found.fingerprint} now"
+        )
+        if args.resume:
+            raise UserError(f"{words}, so this training cannot go on: put the files back, or start another with --name")
+        note(words)
     args.data_files = found.fingerprint
-
-
-def changed(args, found):
-    """Whether the data are not what a checkpoint knew, before `note_files`."""
-    return args.data_files not in (None, found.fingerprint)
 
 
 def measured_on(args):

@@ -6,7 +6,7 @@
 
 A folder without splits holds out about a sixth for testing. Which, and the order of the images, goes by a hash of each
 file's path within the folder: so an order never goes by class, and no other image moves when one is added or deleted.
-The classes are those of the training images. How files are found and decoded: images.py.
+The classes are those of the training images; without splits, of all images. How files are found and decoded: images.py.
 """
 
 import hashlib

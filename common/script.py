@@ -49,9 +49,6 @@ def add_flags(parser, name, batch_size, lr):
 
 def check_flags(args):
     """Raises UserError for flags of which one would be ignored."""
-    given = [runs.spelled(key) for key in REUSE if getattr(args, key)]
-    if len(given) > 1:
-        raise UserError(f"{' and '.join(given)}: give one of them")
     if args.prior != "normal" and not args.sample:
         raise UserError(f"--prior {args.prior} is of --sample: give how many images, or omit it")
 
@@ -67,16 +64,17 @@ def begin(args, script, argv):
         images = torch.empty(0, 3, 32, 32, dtype=torch.uint8, device=device)  # it takes none
         return runs.Run(args, script, argv), images, images, []
     dataset = data.splits(args, device)
-    check_batch(args.batch_size, len(dataset.images))
+    if trains:
+        check_batch(args.batch_size, len(dataset.images))
     if args.resume:
-        check_goes_on(args, dataset)
+        check_goes_on(args)
     data.note_files(args, dataset)
     extractors = [] if args.sample else wanted_extractors(args, device)
     return runs.Run(args, script, argv), dataset.images, dataset.test, extractors
 
 
-def check_goes_on(args, dataset):
-    """Raises UserError when a resumed training would not be the one that was begun.  dataset: its images today"""
+def check_goes_on(args):
+    """Raises UserError when a resumed training would not be the one that was begun."""
     if args.schedule == "cosine":
         begun = runs.load_checkpoint(runs.ROOT / args.name / "checkpoint.pt")["args"]["epochs"]
         if args.epochs != begun:
@@ -84,11 +82,6 @@ def check_goes_on(args, dataset):
                 f"--schedule cosine falls over the {begun} epochs that the run was begun with: omit --epochs, or "
                 "start another with --name"
             )
-    if args.patches and data.changed(args, dataset):
-        raise UserError(
-            f"--patches has learned features of each image of {args.data}, and its files have changed: put them back, "
-            "or start another with --name"
-        )
 
 
 def wanted_extractors(args, device):
@@ -172,12 +165,16 @@ def label(args):
     return f"{Path(args.data).name}-{data.measured_on(args).split()[0]}"
 
 
-def earlier_distances(run, args, step):
-    """The distances that metrics.json already holds of the weights at `step` and the same images: they took long."""
+def earlier_distances(run, args, step, extractors):
+    """The distances that metrics.json already holds of the weights at `step` and the same images: they took long.
+
+    Not those of `extractors`, which are about to be measured anew, perhaps on other images.
+    """
     old = runs.read_json(run / "metrics.json")
     if old.get("step") != step or old.get("data_files", args.data_files) != args.data_files:
         return {}
-    return {key: value for key, value in old.items() if key.startswith(DISTANCES)}
+    anew = tuple(f"{extractor.ruler}_" for extractor in extractors)
+    return {key: value for key, value in old.items() if key.startswith(DISTANCES) and not key.startswith(anew)}
 
 
 def distance_sets(args, **sets):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import ctrl_c_in, untrained_vae
+from helpers import ctrl_c_in, metrics, untrained_vae
 from PIL import Image
 
 import vae
@@ -78,21 +78,32 @@ def test_a_schedule_that_has_begun_to_fall_keeps_its_epochs(in_tmp, image_folder
     assert "falls over the 50 epochs" in refused(vae.main, "--resume", "--epochs", 60)
 
 
-def test_patches_of_other_images_are_not_gone_on_with(in_tmp, image_folder, refused):
-    untrained_vae("vae", image_folder, patches=15.0, data_files="80 files that were there before")
-    assert "its files have changed: put them back" in refused(vae.main, "--resume")
+def test_a_training_does_not_go_on_with_other_images(in_tmp, image_folder, refused):
+    """It counts its epochs by the images. Measuring and sampling do no more than say it."""
+    untrained_vae("vae", image_folder, data_files="80 images that were there before")
+    said = refused(vae.main, "--resume")
+    assert "was 80 images that were there before" in said and "this training cannot go on: put the files back" in said
+
+
+def test_who_measures_needs_no_whole_batch(in_tmp, image_folder, refused):
+    """Images may have gone since the training, and the checkpoint's --batch-size cannot be changed."""
+    untrained_vae("vae", image_folder, batch_size=1000)
+    vae.main(["--eval-only", "--fid", "off"])
+    assert metrics("vae")["step"] == 0
+    assert "do not fill a batch of 1000" in refused(vae.main, "--resume")
 
 
 def test_distances_are_kept_for_the_same_weights_and_images_only(in_tmp):
     args = types.SimpleNamespace(name="kept", data_files="a list of files")
     run = runs.Run(args, "vae.py")
-    runs.write_json(
-        run / "metrics.json", {"step": 6, "data_files": "a list of files", "fid_floor": 2.5, "elbo_nats": 1.0}
-    )
-    assert script.earlier_distances(run, args, 6) == {"fid_floor": 2.5}
-    assert script.earlier_distances(run, args, 7) == {}
+    distances = {"fid_floor": 2.5, "fd_net_floor": 1.5, "fd_net_floor_kid": 0.5}
+    runs.write_json(run / "metrics.json", {"step": 6, "data_files": "a list of files", "elbo_nats": 1.0} | distances)
+    assert script.earlier_distances(run, args, 6, []) == distances
+    anew = types.SimpleNamespace(ruler="fd_net")  # with too few images it would leave the old kernel distance
+    assert script.earlier_distances(run, args, 6, [anew]) == {"fid_floor": 2.5}
+    assert script.earlier_distances(run, args, 7, []) == {}
     args.data_files = "another list"
-    assert script.earlier_distances(run, args, 6) == {}
+    assert script.earlier_distances(run, args, 6, []) == {}
 
 
 def test_fewer_images_than_asked_for_are_compared_and_that_is_said(capsys):
