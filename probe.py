@@ -46,7 +46,7 @@ def parse_args(argv=None):
     parser.add_argument("--layer", action="store_true", help="a row for the 1024 features below mu, too")
     data.add_flags(parser)
     parser.add_argument("--supervised", action="store_true", help="train an encoder with labels instead")
-    parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of its mu")
+    parser.add_argument("--latent-dim", type=runs.number(int, 1), default=128, help="dimensions of mu of --supervised")
     add_training_flags(parser, epochs=10, batch_size=128, lr=1e-3)
     args = parser.parse_args(argv)
     args.supervised |= args.resume and args.checkpoint is None  # only the training can go on
@@ -63,7 +63,7 @@ def parse_args(argv=None):
         if getattr(args, key) != parser.get_default(key):
             raise runs.UserError(f"{runs.spelled(key)} is of a training with --supervised: omit it")
     saved = runs.load_checkpoint(runs.checkpoint_file(args.checkpoint))["args"]
-    parser.set_defaults(name=f"{run_name(args.checkpoint)}-probe")
+    parser.set_defaults(name=f"{name_of_run(args.checkpoint)}-probe")
     parser.set_defaults(**{key: saved[key] for key in ("data", "data_dir", "data_files", "holdout") if key in saved})
     args = parser.parse_args(argv)
     if args.data != saved.get("data"):  # other data: what the checkpoint says of its own is void
@@ -159,7 +159,7 @@ def classify(train, labels, test, classes, seed):
 # --- features -----------------------------------------------------------------------------------------------------
 
 
-def run_name(path):
+def name_of_run(path):
     """The name of the run to which a folder or checkpoint.pt belongs."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", runs.checkpoint_file(path).resolve().parent.name)
 
@@ -254,15 +254,18 @@ class Scores:
         return predicted
 
 
-def check_unseen(path, flags, args):
+def check_unseen(path, flags, args, total):
     """Raises UserError when an encoder was trained with the labels of images that are to test it; says it when it was
     trained on such images without their labels.
 
-    path: of its run; flags: those of its training
+    path: of its run; flags: those of its training; total: all training images, held out or not
     """
-    if flags.get("data_files") != args.data_files or flags.get("limit"):
+    if flags.get("data_files") != args.data_files:
         return
-    seen = args.holdout - flags.get("holdout", 0)
+    trained = total - flags.get("holdout", 0)  # on the first so many training images
+    if flags.get("limit"):
+        trained = min(trained, flags["limit"])
+    seen = trained - (total - args.holdout)
     if seen <= 0:
         return
     words = f"{path} was trained on {seen} of the {args.holdout} held-out images"
@@ -287,7 +290,7 @@ def probe(args, encoders, dataset, classes):
     metrics = {"checkpoint": args.checkpoint}
     if args.against:
         other = encoders[args.against][0]
-        theirs = scores.add(f"mu of {run_name(args.against)}", lambda x: vae.encode(other, x))
+        theirs = scores.add(f"mu of {name_of_run(args.against)}", lambda x: vae.encode(other, x))
         truth = dataset.test_labels.cpu()
         metrics["against"] = {"checkpoint": args.against} | mcnemar(predicted == truth, theirs == truth)
     return metrics | {"rows": scores.rows}, predicted
@@ -320,7 +323,7 @@ def main(argv=None):
         if (run / "checkpoint.pt").exists():
             raise runs.UserError(f"{run.folder} holds a training: give the probe another --name")
         for path, (_, flags) in encoders.items():
-            check_unseen(path, flags, args)
+            check_unseen(path, flags, args, dataset.total)
         run.write_args()
         (run / "metrics.json").unlink(missing_ok=True)  # an earlier probe's, perhaps with other flags
         model = encoders[args.checkpoint][0]

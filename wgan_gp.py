@@ -52,9 +52,19 @@ def parse_args(argv=None):
     add("--iterations", type=count, default=4000, help="generator steps")
     add("--plot-every", type=count, default=500, help="generator steps between plots, measurements and checkpoints")
     add("--log-every", type=count, default=50, help="generator steps between lines of log.jsonl")
-    add("--threads", type=count, default=1, help="CPU threads; so small a network gains nothing from more")
+    add(
+        "--threads",
+        type=runs.number(int, 1, 1024),
+        default=1,
+        help="CPU threads; so small a network gains nothing from more",
+    )
     add("--sample", type=count, metavar="N", help="only draw N samples from runs/NAME into samples.npy and samples.png")
-    add("--sigma", type=positive, default=0.1, help="standard deviation of each Gaussian along each axis")
+    add(
+        "--sigma",
+        type=runs.number(float, 1e-4, 1e4),
+        default=0.1,
+        help="standard deviation of each Gaussian along each axis",
+    )
     add("--latent-dim", type=count, default=6, help="dimension of z ~ U[-1, 1]^dim; 1 can only draw a curve")
     add("--width", type=count, default=128, help="units of each of the generator's hidden layers")
     add("--depth", type=count, default=4, help="hidden layers of the generator")
@@ -296,7 +306,7 @@ def report(args, run, models, spent, device):
     metrics |= measure_truth(args.sigma, DRAWS, args.seed)
     title = f"after {args.iterations} generator iterations"
     picture(args, sample, title, run / "final.png", critic_grid(models["critic"], device, args.sigma))
-    densities = sorted(run.folder.glob("density_*.png"))
+    densities = sorted(run.folder.glob("density_*.png")) or [run / "final.png"]  # a person may have cleared them
     pictures.write_sheet(pictures.spread(densities, SHEET), run / "densities.png")
     pictures.write_gif(densities, run / "training.gif")
     plot_curves(run.read_log(), metrics["truth"], args.sigma, run / "curves.png")
@@ -313,8 +323,9 @@ def draw(args, run, device):
     with runs.writing(run / "samples.npy") as part:
         np.save(part, x)
     x_real = sample_real(N_PLOT, args.sigma, devices.generator("cpu", args.seed, "plot")).numpy()
-    plot_density(x[:N_PLOT], x_real, args.sigma, f"{run.folder}: samples", run / "samples.png")
-    print(f"{run / 'samples.npy'}: {len(x)} x 2; {run / 'samples.png'} shows {min(N_PLOT, len(x))} of them")
+    shown = min(N_PLOT, len(x))
+    plot_density(x[:shown], x_real[:shown], args.sigma, f"{run.folder}: samples", run / "samples.png")
+    print(f"{run / 'samples.npy'}: {len(x)} x 2; {run / 'samples.png'} shows {shown} of them")
 
 
 def main(argv=None):

@@ -294,8 +294,12 @@ def test_an_encoder_is_not_tested_on_images_whose_labels_it_knows(in_tmp, image_
     untrained_vae("labels", image_folder, data_files=files, supervised=True)
     untrained_vae("pixels", image_folder, data_files=files)
     untrained_vae("neither", image_folder, data_files=files, holdout=20)
+    total = len(folders.find(str(image_folder)).items["train"])
+    untrained_vae("some", image_folder, data_files=files, supervised=True, limit=total - 5)
     said = refused(probe.main, "runs/labels", "--device", "cpu", "--holdout", 20)
     assert "trained on 20 of the 20 held-out images, with their labels" in said
+    said = refused(probe.main, "runs/some", "--device", "cpu", "--holdout", 20)
+    assert "trained on 15 of the 20 held-out images, with their labels" in said
     probed = ["runs/neither", "--device", "cpu"]  # which has 20 images held out as well
     assert "with their labels" in refused(probe.main, *probed, "--against", "runs/labels")
     probe.main([*probed, "--against", "runs/pixels"])

@@ -284,6 +284,16 @@ def test_a_run_leaves_what_it_promises(monkeypatch):
     run("--sample", 7, "--device", "cpu")
     samples = np.load(folder / "samples.npy")
     assert samples.shape == (7, 2) and samples.dtype == np.float32 and (folder / "samples.png").exists()
+    for file in [*folder.glob("density_*.png"), folder / "densities.png", folder / "training.gif"]:
+        file.unlink()
+    run("--resume", "--device", "cpu")  # of a finished run whose pictures a person has cleared
+    assert (folder / "densities.png").exists() and (folder / "training.gif").exists()
+
+
+def test_flags_that_leave_no_numbers_are_refused(refused):
+    assert "--sigma: 1e-09 is out of range" in refused(wgan_gp.main, "--sigma", 1e-9)
+    assert "--threads: 3000000000 is out of range" in refused(wgan_gp.main, "--threads", 3_000_000_000)
+    assert "--resume and --sample: give one of them" in refused(wgan_gp.main, "--resume", "--sample", 5)
 
 
 @pytest.mark.slow
