@@ -27,7 +27,6 @@ from pathlib import Path
 
 from common import data, inception, jobs, pictures, ranks, runs, tables
 from common.jobs import Part, Queue, say
-from common.script import DISTANCES
 from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
@@ -132,9 +131,14 @@ def experiments(args, rulers):
     return parts
 
 
+def programs(args):
+    """{ruler: its file} of the rulers that are programs of torch.export, also of those that are still to be made."""
+    return {"fd_features": runs.ROOT / f"{args.prefix}classifier/features.pt2", "fd_imagenet": IMAGENET}
+
+
 def find_rulers(args):
     """{ruler: what --features calls it} of those that can be had; Inception's weights may be downloaded here."""
-    rulers = {"fd_features": f"{runs.ROOT}/{args.prefix}classifier/features.pt2"}
+    rulers = {"fd_features": str(programs(args)["fd_features"])}
     if args.quick:
         return rulers
     if IMAGENET.exists():
@@ -161,12 +165,25 @@ def finished(parts):
     return done
 
 
-def collect(parts, done, notes, settings, old):
+def measured(part, rulers):
+    """What a part's metrics.json holds, less the distances by a program that was made anew since.
+
+    rulers: {ruler: its program}
+    """
+    file = part / "metrics.json"
+    metrics = runs.read_json(file)
+    for ruler, program in rulers.items():
+        if program.exists() and program.stat().st_mtime > file.stat().st_mtime:
+            metrics = {key: value for key, value in metrics.items() if not key.startswith(f"{ruler}_")}
+    return metrics
+
+
+def collect(parts, done, rulers, notes, settings, old):
     """-> results.json's content: {"settings", "runs": {name: command, seed, epochs, machine, versions, seconds,
     metrics}}.
 
-    done: those of `parts` that are finished; notes: folder of how long they took; old: the results.json that is
-    there, whose runs stay if settings and command are the same.
+    done: those of `parts` that are finished; rulers: as in `measured`; notes: folder of how long they took; old: the
+    results.json that is there, whose runs stay if settings and command are the same.
     """
     found = dict(old.get("runs", {})) if old.get("settings") == settings else {}
     other = {name for name, run in found.items() if name in parts and run["command"] != parts[name].command}
@@ -179,9 +196,7 @@ def collect(parts, done, notes, settings, old):
         if run != name and run in parts:
             continue  # its distances stand in its model's metrics.json
         copy = re.search(r"-epoch(\d+)$", run)
-        made, metrics = runs.read_json(part / "args.json"), runs.read_json(part / "metrics.json")
-        if f"measure_{name}" in parts and f"measure_{name}" not in done:  # by a ruler that is no longer the same
-            metrics = {key: value for key, value in metrics.items() if not key.startswith(DISTANCES)}
+        made, metrics = runs.read_json(part / "args.json"), measured(part, rulers)
         epochs = int(copy[1]) if copy else made.get("epochs")
         found[run] = {
             "command": part.command,
@@ -204,7 +219,7 @@ def write_results(parts, args):
     here = PUBLIC if shown == settings and not args.quick else args.work
     done = finished(parts)
     old = runs.read_json(here / "results.json")
-    results = collect(parts, done, args.work, settings, old)
+    results = collect(parts, done, programs(args), args.work, settings, old)
     gone = old.get("runs", {}).keys() - results["runs"].keys()
     if gone:
         say(f"dropped from {here}/results.json, for their commands are others now: {', '.join(sorted(gone))}")

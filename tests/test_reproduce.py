@@ -302,13 +302,14 @@ def test_the_slots_are_the_gpus_and_the_cpu(monkeypatch):
     assert jobs.slots("cpu") == jobs.slots("cuda:1") == [""]
 
 
+TRAINED = "python vae.py --name vae_64_seed_0 --latent-dim 64 --seed 0 --epochs 20 --precision fp32 --fid off"
+
+
 def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     rulers = {"fd_features": "runs/classifier/features.pt2"}
     for name, bits in {"vae_64_seed_0": 6.0, "vae_64_seed_0-epoch5": 6.5, "vae_64_seed_0-epoch10": 6.2}.items():
         made = OLD | {"name": name, "latent_dim": 64, "machine": "an abacus", "commit": "abc"}
-        made["command"] = (
-            "python vae.py --name vae_64_seed_0 --latent-dim 64 --seed 0 --epochs 20 --precision fp32 --fid off"
-        )
+        made["command"] = TRAINED
         runs.write_json(Path("runs", name, "args.json"), made)
         Path("runs", name, "checkpoint.pt").touch()
         numbers = vae_run(bits)["metrics"] | {"fd_features_generation_expost": 10 * bits}
@@ -325,7 +326,7 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     done = {name: parts[name] for name in ("vae_64_seed_0", "measure_vae_64_seed_0", *copies)}
     assert all(part.finished(parts) for part in done.values())
     settings = {"quick": False, "epochs": 20, "precision": "fp32"}
-    found = reproduce.collect(parts, done, Path("runs/reproduce"), settings, {})
+    found = reproduce.collect(parts, done, {}, Path("runs/reproduce"), settings, {})
     assert list(found["runs"]) == ["vae_64_seed_0", "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
     found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
     made = tables.tables(found)
@@ -347,6 +348,34 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     runs.write_json(Path("results/results.json"), found | {"settings": settings})
     text = reproduce.write_results(parts, args)
     assert "## training" in text and Path("results/training.png").exists()
+
+
+def test_a_new_ruler_leaves_the_distances_by_the_others(in_tmp):
+    """imagenet.pt2 appears beside a model that is measured already, or is made anew."""
+    args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
+    runs.write_json(Path("runs/vae_64_seed_0/args.json"), {"command": TRAINED, "seed": 0})
+    Path("runs/vae_64_seed_0/checkpoint.pt").touch()
+    distances = dict.fromkeys(("fd_features_generation", "fd_imagenet_generation", "fid_generation"), 1.0)
+    program = reproduce.IMAGENET
+    program.parent.mkdir()
+    program.touch()
+
+    def shown(**more):
+        """What the end writes of the distances."""
+        runs.write_json(Path("runs/vae_64_seed_0/metrics.json"), vae_run(6.0)["metrics"] | more)
+        os.utime("runs/vae_64_seed_0/checkpoint.pt", (0, 0))
+        os.utime("runs/vae_64_seed_0/metrics.json", (2, 2))
+        parts = reproduce.experiments(args, {"fd_features": "features.pt2", "fd_imagenet": str(program)})
+        assert not parts["measure_vae_64_seed_0"].finished(parts)
+        reproduce.write_results(parts, args)
+        metrics = read_json("results/results.json")["runs"]["vae_64_seed_0"]["metrics"]
+        return {key for key in metrics if key in distances}
+
+    os.utime(program, (1, 1))
+    assert shown(fd_features_generation=1.0) == {"fd_features_generation"}
+    assert shown(**distances) == set(distances)
+    os.utime(program, (3, 3))
+    assert shown(**distances) == {"fd_features_generation", "fid_generation"}
 
 
 def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, capsys):
@@ -656,7 +685,7 @@ def test_earlier_runs_stay_while_settings_and_command_are_the_same(fakes, capsys
 def test_a_probe_with_another_command_leaves_though_its_model_stays(in_tmp):
     parts = {name: Part(name, f"python {name}.py --name {name}", name, 1) for name in ("vae_64", "probe_vae_64")}
     old = {"vae_64": run({}, command=parts["vae_64"].command), "probe_vae_64": run({}, command="python probe.py")}
-    results = reproduce.collect(parts, {}, Path("runs"), {}, {"settings": {}, "runs": old})
+    results = reproduce.collect(parts, {}, {}, Path("runs"), {}, {"settings": {}, "runs": old})
     assert list(results["runs"]) == ["vae_64"] and len(old) == 2
 
 
