@@ -146,7 +146,7 @@ def find_rulers(args):
     else:
         say(f"distances in ImageNet features will be {MISSING}: benchmarks/imagenet_features.py makes {IMAGENET}")
     try:
-        inception.find_weights()
+        inception.check_official(inception.find_weights())
         rulers["fid"] = "inception"
     except runs.UserError as error:
         say(f"Inception FID will be {MISSING}: {error}")

@@ -100,6 +100,15 @@ def find_weights(path=None):
     return path
 
 
+def check_official(path):
+    """Raises UserError unless the file holds the official weights, without which no distance is an FID."""
+    if read_file(path, "the weights")[1] != WEIGHTS_SHA256:
+        raise UserError(
+            f"{path} does not hold the official Inception weights (another SHA-256): put {WEIGHTS} ({WEIGHTS_BYTES:,} "
+            "bytes, from pytorch-fid's releases) there, or its path in FID_WEIGHTS"
+        )
+
+
 def read_file(path, what):
     """-> the bytes of a file and their SHA-256."""
     try:

@@ -3,6 +3,7 @@
 python -m pytest tests/test_reproduce.py
 """
 
+import hashlib
 import importlib
 import json
 import os
@@ -384,18 +385,27 @@ def test_rulers_that_cannot_be_had_are_left_out_and_named(in_tmp, monkeypatch, c
 
     classifier = {"fd_features": "runs/classifier/features.pt2"}
     args = reproduce.parse_args([])
-    monkeypatch.setattr(reproduce.inception, "find_weights", lacking)
-    assert reproduce.find_rulers(args) == classifier
+    with monkeypatch.context() as offline:
+        offline.setattr(reproduce.inception, "find_weights", lacking)
+        assert reproduce.find_rulers(args) == classifier
     said = capsys.readouterr().err
     assert "Inception FID will be not measured: the weights are not here" in said
     assert "distances in ImageNet features will be not measured: benchmarks/imagenet_features.py makes" in said
     reproduce.IMAGENET.parent.mkdir(parents=True)
     reproduce.IMAGENET.touch()
-    monkeypatch.setattr(reproduce.inception, "find_weights", lambda: Path("weights.pth"))
+    monkeypatch.setenv("FID_WEIGHTS", "weights.pth")
+    monkeypatch.setattr(reproduce.inception, "WEIGHTS_SHA256", hashlib.sha256(b"official").hexdigest())
+    Path("weights.pth").write_bytes(b"official")
     more = {"fd_imagenet": "runs/imagenet_features/imagenet.pt2", "fid": "inception"}
     assert reproduce.find_rulers(args) == classifier | more and capsys.readouterr().err == ""
     quick = reproduce.find_rulers(reproduce.parse_args(["--quick"]))
     assert quick == {"fd_features": "runs/quick-classifier/features.pt2"}
+    Path("weights.pth").write_bytes(b"damaged")
+    assert "fid" not in reproduce.find_rulers(args)
+    assert "not measured: weights.pth does not hold the official Inception weights" in capsys.readouterr().err
+    Path("weights.pth").unlink()
+    assert "fid" not in reproduce.find_rulers(args)
+    assert "not measured: cannot read the weights weights.pth: No such file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("only, looks", [([], True), (["meas"], True), (["measure_vae"], True), (["wgan_gp"], False)])
