@@ -27,6 +27,7 @@ from pathlib import Path
 
 from common import data, inception, jobs, pictures, ranks, runs, tables
 from common.jobs import Part, Queue, say
+from common.script import MAY_DIFFER
 from common.tables import MISSING
 
 IMAGENET = runs.ROOT / "imagenet_features" / "imagenet.pt2"  # benchmarks/imagenet_features.py makes it
@@ -121,14 +122,20 @@ def experiments(args, rulers):
 
     # what training buys: copies of a model's folder as it was at epoch N
     for kind, spec in tables.MODELS.items():
+        trained = trains(parts[f"{kind}_seed_0"].command)
         for copy in sorted(runs.ROOT.glob(f"{prefix}{kind}_seed_0-epoch*")):
             made = runs.read_json(copy / "args.json").get("command", "")
-            same = jobs.flags(spec.flags).items() <= jobs.flags(made).items()  # as the model has today
-            if same and re.search(r"-epoch\d+$", copy.name):  # and not one moved aside
+            if trains(made) == trained and re.search(r"-epoch\d+$", copy.name):  # and not one moved aside
                 model = copy.name.removeprefix(prefix)
                 measure(model, spec.script, ("classifier",))
                 probe(model, (f"measure_{model}",), "--seed 0")
     return parts
+
+
+def trains(command):
+    """{flag: its value} of a command, less its name and what may change when a training goes on: what is trained."""
+    free = {"--name", *map(runs.spelled, MAY_DIFFER)}
+    return {flag: value for flag, value in jobs.flags(command).items() if flag not in free}
 
 
 def programs(args):

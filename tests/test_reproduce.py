@@ -317,8 +317,12 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
         numbers |= {"fd_features_generation_kid": 0.0123456, "fd_features_generation_kid_stderr": 0.000789}
         numbers |= {"fd_features_floor_kid": -1e-5, "fd_features_floor_kid_stderr": 2e-5}
         runs.write_json(Path("runs", name, "metrics.json"), numbers)
-    other = {"command": "python vae.py --name vae_64_seed_0 --latent-dim 32 --seed 0 --epochs 20"}
-    runs.write_json(Path("runs/vae_64_seed_0-epoch2/args.json"), other)  # of before the model's flags changed
+    begun = OLD | {"command": TRAINED.replace("--epochs 20", "--epochs 10").replace(" --fid off", "")}
+    runs.write_json(Path("runs/vae_64_seed_0-epoch10/args.json"), begun)  # and gone on with since
+    others = [TRAINED.replace("64 --", "32 --"), TRAINED.replace("fp32", "bf16"), f"{TRAINED} --beta 4"]
+    others += [TRAINED.replace("--seed 0", "--seed 1"), TRAINED.replace("vae.py", "vae_gan.py"), ""]
+    for epoch, command in enumerate(others, start=11):
+        runs.write_json(Path(f"runs/vae_64_seed_0-epoch{epoch}/args.json"), {"command": command})
     args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
     parts = reproduce.experiments(args, rulers)
     assert parts["probe_vae_64_seed_0-epoch5"].needs == ("measure_vae_64_seed_0-epoch5",)
