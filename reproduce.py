@@ -7,12 +7,14 @@
     # with --only, give the --epochs, --seeds and --precision that the trainings had
     cp -a runs/vae_128_seed_0 runs/vae_128_seed_0-epoch5     # after its epoch 5: a row of what training buys
 
-After Ctrl-C or a crash the same command goes on. A part is finished when runs/NAME/metrics.json is there, the
-command in its args.json has the same flags, and nothing that it needs is newer. A VAE or VAE-GAN that had
-fewer --epochs goes on from its checkpoint, and its earlier numbers stay in metrics-epochN.json. Its rate is
-constant, so this is the longer training but for the start: the rate's rise over the first 2 % of the steps
-was over 2 % of fewer steps. With GPUs each has a part of its own, and those that need none run beside them on
-the CPU; without, one part runs after another. What a part prints is in runs/reproduce/NAME.out and NAME.err.
+After Ctrl-C or a crash the same command goes on. A reproduce.py that was killed (kill -9) leaves its parts
+running: until they have ended they are refused as in use; give the command again then. A part is finished when
+runs/NAME/metrics.json is there, the command in its args.json has the same flags, and nothing that it needs is
+newer. A VAE or VAE-GAN that had fewer --epochs goes on from its checkpoint, and its earlier numbers stay in
+metrics-epochN.json. Its rate is constant, so this is the longer training but for the start: the rate's rise
+over the first 2 % of the steps was over 2 % of fewer steps. With GPUs each has a part of its own, and those
+that need none run beside them on the CPU; without, one part runs after another. What a part prints is in
+runs/reproduce/NAME.out and NAME.err.
 
 The end writes results/results.json (each finished run: command, seed, machine, versions, seconds, metrics),
 the tables made from it (results/tables.md, and in REPORT.md and README.md between `<!-- table: NAME -->` and

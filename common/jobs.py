@@ -84,6 +84,8 @@ class Job:
         environment = os.environ | {"TQDM_MININTERVAL": "1"}
         if place:
             environment["CUDA_VISIBLE_DEVICES"] = place
+        for file in (self.out, self.err):
+            file.unlink(missing_ok=True)  # not emptied: what a killed reproduce.py left running writes on into it
         with open(self.out, "wb") as out, open(self.err, "wb") as err:
             streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": err}
             self.process = subprocess.Popen(words, env=environment, start_new_session=True, **streams)

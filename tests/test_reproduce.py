@@ -129,6 +129,18 @@ def test_a_failed_part_is_named_and_the_others_go_on(fakes, capsys):
     assert list(json.loads(Path("results/results.json").read_text())["runs"]) == ["c"]
 
 
+def test_what_a_killed_reproduce_left_running_does_not_write_into_what_is_shown(fakes):
+    errors = Path("runs/reproduce/c.err")
+    errors.parent.mkdir(parents=True)
+    Path("broken").write_text("c")
+    with open(errors, "wb", buffering=0) as left:
+        left.write(100 * b"its progress bar\r")
+        with pytest.raises(SystemExit):
+            main("--only", "c")
+        left.write(b"its progress bar")
+    assert errors.read_text().splitlines()[-1] == "fake.py: the disk is full"
+
+
 def test_only(fakes, refused, capsys):
     main("--only", "c")
     assert names(fakes()) == ["c"]
