@@ -52,16 +52,16 @@ PAGES = ("summary", "compare", "models", "distances", "kernel", "training", "cla
 PAGES += ("wgan_gp", "wgan_gp_sigma", "wgan_gp_variants", "proofs")
 
 
+def fake_part(name, **options):
+    command = f"python {Path('fake.py').resolve()} --name {name} --size 3"
+    return Part(name, command, name, 1, ("--device", "cpu"), **options)
+
+
 @pytest.fixture
 def fakes(in_tmp, monkeypatch):
     """A table of a, b (which needs a) and c: -> the words of each process that ran so far, as lines."""
     (in_tmp / "fake.py").write_text(FAKE)
-
-    def part(name, **options):
-        command = f"python {in_tmp / 'fake.py'} --name {name} --size 3"
-        return Part(name, command, name, 1, ("--device", "cpu"), **options)
-
-    parts = {"a": part("a"), "b": part("b", needs=("a",)), "c": part("c")}
+    parts = {"a": fake_part("a"), "b": fake_part("b", needs=("a",)), "c": fake_part("c")}
     monkeypatch.setattr(reproduce, "experiments", lambda args, rulers: parts)
     monkeypatch.setattr(reproduce, "find_rulers", lambda args: {})
     monkeypatch.setattr(jobs, "WAIT", 0.01)
@@ -114,8 +114,20 @@ def test_other_flags_and_later_needs_make_a_part_run_again(fakes):
 def test_an_interrupted_part_is_resumed(fakes):
     main()
     Path("runs/c/metrics.json").unlink()
+    note = Path("runs/reproduce/c.json")
+    runs.write_json(note, {"seconds": 1000})  # what it took so far
     main()
     assert names(fakes())[3:] == ["c"] and "--resume" in fakes()[3]
+    assert read_json(note)["seconds"] > 1000
+
+
+def test_how_long_a_part_took_is_noted_down_where_its_metrics_do_not_say(fakes):
+    main()
+    Path("runs/c/metrics.json").write_text('{"size": 3}')
+    main()
+    found = read_json("results/results.json")["runs"]
+    assert found["a"]["seconds"] == 1.5  # by its metrics
+    assert found["c"]["seconds"] == read_json("runs/reproduce/c.json")["seconds"]
 
 
 def test_a_failed_part_is_named_and_the_others_go_on(fakes, capsys):
@@ -297,12 +309,16 @@ def test_pictures_are_those_that_the_pages_show_of_the_runs_that_gave_the_number
 
 def test_gpus_take_a_part_each(fakes, monkeypatch):
     monkeypatch.setattr(jobs, "slots", lambda device: ["0", "1", ""])
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    table = reproduce.experiments(None, {})
+    table["d"] = fake_part("d", cpu=True)
     read = []
     monkeypatch.setattr(reproduce.data, "load", lambda *of: read.append((of, Path("ran.txt").exists())))
     main()
     assert read == [(("cifar10", "data", "test"), False)]  # once, before the first part
     gpus = {line.split()[1]: line.split()[-1] for line in fakes()}
     assert {gpus["a"], gpus["c"]} == {"0", "1"} and gpus["b"] in ("0", "1")
+    assert gpus["d"] == "None"  # on the CPU
     assert names(fakes()).index("a") < names(fakes()).index("b")
 
 
@@ -335,17 +351,22 @@ def test_copies_of_a_run_are_measured_and_shown_beside_it(in_tmp, no_figures):
     others += [TRAINED.replace("--seed 0", "--seed 1"), TRAINED.replace("vae.py", "vae_gan.py"), ""]
     for epoch, command in enumerate(others, start=11):
         runs.write_json(Path(f"runs/vae_64_seed_0-epoch{epoch}/args.json"), {"command": command})
+    runs.write_json(Path("runs/vae_64_seed_0-epoch5.1/args.json"), {"command": TRAINED})  # was moved aside
+    probe = "probe_vae_64_seed_0-epoch5"
+    runs.write_json(Path("runs", probe, "args.json"), {"epochs": 3})  # those of its classifier
+    runs.write_json(Path("runs", probe, "metrics.json"), {"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
     args = reproduce.parse_args(["--epochs", "20", "--seeds", "1"])
     parts = reproduce.experiments(args, rulers)
-    assert parts["probe_vae_64_seed_0-epoch5"].needs == ("measure_vae_64_seed_0-epoch5",)
+    assert parts[probe].needs == ("measure_vae_64_seed_0-epoch5",)
     copies = [f"measure_vae_64_seed_0-epoch{n}" for n in (5, 10)]
     assert {name for name in parts if name.startswith("measure_") and "-epoch" in name} == set(copies)
     done = {name: parts[name] for name in ("vae_64_seed_0", "measure_vae_64_seed_0", *copies)}
     assert all(part.finished(parts) for part in done.values())
     settings = {"quick": False, "epochs": 20, "precision": "fp32"}
+    done[probe] = parts[probe]
     found = reproduce.collect(parts, done, {}, Path("runs/reproduce"), settings, {})
-    assert list(found["runs"]) == ["vae_64_seed_0", "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
-    found["runs"]["probe_vae_64_seed_0-epoch5"] = run({"rows": {"mu": {"accuracy": 40.0, "interval": [39.0, 41.0]}}})
+    assert list(found["runs"]) == ["vae_64_seed_0", probe, "vae_64_seed_0-epoch5", "vae_64_seed_0-epoch10"]
+    assert [one["epochs"] for one in found["runs"].values()] == [20, None, 5, 10]
     made = tables.tables(found)
     assert row(made["models"], "VAE, 64")[1:4:2] == ["1", "6.000"]  # the copies are not other seeds
     assert row(made["kernel"], "VAE, 64")[1:] == ["not measured", "0.01235 ± 0.0008", "not measured"]
