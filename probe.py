@@ -2,7 +2,8 @@
 
     python probe.py runs/vae                         # a run's folder or checkpoint, of vae.py or vae_gan.py
     python probe.py runs/vae --latent sample --layer # also one sample of q(z|x), and the 1024 features below mu
-    python probe.py runs/vae --against runs/other    # McNemar's test on the same test images
+    python probe.py runs/vae --against runs/other    # McNemar's test on the same test images; --data, --data-dir and
+                                                     # --holdout are those of the run, unless given
     python probe.py --supervised                     # encoder and linear layer trained end to end with labels
     python probe.py --supervised --resume            # go on after Ctrl-C or a crash
     python probe.py runs/supervised                  # that encoder's mu, frozen, like any other's
