@@ -217,6 +217,7 @@ def test_a_deleted_image_moves_no_other_between_training_and_test(image_folder, 
 def test_a_checkpoint_knows_its_data(image_folder, capsys):
     def look(then):
         args = argparse.Namespace(data=str(image_folder), data_files=then, limit=None, holdout=0, data_dir="data")
+        args.resume = False
         data.note_files(args, data.splits(args, "cpu"))
         err = capsys.readouterr().err.split("\r")[-1].strip()  # what stays on a terminal after the progress bar
         return args.data_files, err
