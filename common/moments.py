@@ -2,7 +2,7 @@
 
 import hashlib
 import zipfile
-import zlib
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,11 +11,8 @@ import numpy as np
 import torch
 
 from common import runs
-from common.runs import UserError
+from common.runs import UserError, is_out_of_memory
 from common.streams import first_line
-
-# What np.load raises of a file that is missing, damaged, or no .npz
-UNREADABLE = (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error)
 
 
 class Statistics(NamedTuple):
@@ -72,16 +69,33 @@ def cache_file(folder, label, images, recipe):
     return Path(folder) / "fid_stats" / f"{label}-{key.hexdigest()[:16]}.npz"
 
 
+@contextmanager
+def opened(path):
+    """An .npz whose checksums agree. Raises UserError, and KeyError of an array that it does not hold."""
+    try:
+        with open(path, "rb") as raw:  # np.load alone leaves a damaged file open
+            with zipfile.ZipFile(raw) as file:
+                if file.testzip():  # np.load compares the checksums of arrays that it reads to the end, no others
+                    raise zipfile.BadZipFile("a checksum does not agree")
+            raw.seek(0)
+            with np.load(raw) as file:
+                yield file
+    except KeyError:
+        raise
+    except Exception as error:  # a damaged file fails in as many ways as it has parts
+        if is_out_of_memory(error):
+            raise
+        raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
+
+
 def read(path):
     """An .npz of pytorch-fid or of `write` -> Statistics, and its recipe or None. Raises UserError."""
     try:
-        with open(path, "rb") as raw, np.load(raw) as file:  # np.load alone leaves a damaged file open
+        with opened(path) as file:
             mu, sigma = (torch.from_numpy(file[name].astype(np.float64)) for name in ("mu", "sigma"))
             n, recipe = (file[name].item() if name in file else None for name in ("n", "recipe"))
     except KeyError:
         raise UserError(f"{path} has no 'mu' and 'sigma': give statistics written by --save-stats") from None
-    except UNREADABLE as error:
-        raise UserError(f"{path} is not a readable .npz ({first_line(error)}): write it anew") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)) or not (mu.isfinite().all() and sigma.isfinite().all()):
         raise UserError(f"{path}: mu and sigma are not a finite vector and a matrix of its size: write it anew")
     return Statistics(mu, sigma, n), recipe
@@ -90,10 +104,10 @@ def read(path):
 def read_features(path, n):
     """The features that `write` was given of n images -> (n, D) float32. Raises UserError."""
     try:
-        with open(path, "rb") as raw, np.load(raw) as file:
+        with opened(path) as file:
             features = torch.from_numpy(file["features"])
-    except (KeyError, *UNREADABLE) as error:
-        raise UserError(f"{path} holds no features that can be read ({first_line(error)}): write it anew") from error
+    except KeyError:
+        raise UserError(f"{path} holds no features: write it anew") from None
     if features.ndim != 2 or len(features) != n or not features.isfinite().all():
         raise UserError(f"{path} does not hold finite features of {n} images: write it anew")
     return features

@@ -653,17 +653,26 @@ def test_named_sets_are_cached_by_images_and_recipe(tmp_path, tiny, capsys, monk
     assert run(capsys, *argv)[0]["fd"] == pytest.approx(first["fd"], rel=1e-12)
 
 
-def test_statistics_with_flipped_bytes_are_refused(tmp_path):
+def test_statistics_with_a_flipped_byte_are_refused_or_read_as_they_were(tmp_path):
     """Wherever in the file: the archive's directory, an array's header, or its compressed numbers."""
-    x = torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).double()
+    x = torch.randn(9, 5, generator=torch.Generator().manual_seed(0)).double()
     path, damaged = tmp_path / "whole.npz", tmp_path / "damaged.npz"
-    moments.write(path, moments.Statistics(x.mean(0), torch.cov(x.T), 300), "a recipe", [x.float()])
+    moments.write(path, moments.Statistics(x.mean(0), torch.cov(x.T), 9), "a recipe", [x.float()])
     whole = path.read_bytes()
-    for start in range(0, len(whole) - 30, 997):
-        damaged.write_bytes(whole[:start] + bytes(255 - b for b in whole[start : start + 30]) + whole[start + 30 :])
-        for read in (moments.read, lambda file: moments.read_features(file, 300)):
+
+    def statistics(file):
+        (mu, sigma, n), recipe = moments.read(file)
+        return mu.tolist(), sigma.tolist(), n, recipe
+
+    def features(file):
+        return moments.read_features(file, 9).tolist()
+
+    for read in (statistics, features):
+        want = read(path)
+        for place in range(0, len(whole), 7):
+            damaged.write_bytes(whole[:place] + bytes([255 - whole[place]]) + whole[place + 1 :])
             with contextlib.suppress(UserError):
-                read(damaged)
+                assert read(damaged) == want, place
 
 
 def test_a_cache_that_cannot_be_written_is_a_note(tmp_path, tiny, capsys, monkeypatch):
