@@ -5,7 +5,8 @@
 
 Both uses find files alike: folders are searched through, links are followed (each folder is read once, so that a link
 cannot lead in a circle), hidden files and folders and __MACOSX are passed over, and so is what is no file (a pipe).
-Both refuse files of more than 8 bits a channel. They differ where pytorch-fid's rule and a learner's need differ:
+Both refuse files of more than 8 bits a channel, but for AVIF, of which Pillow does not tell. They differ where
+pytorch-fid's rule and a learner's need differ:
 
                        fid.py (`as_pytorch_fid`)      --data FOLDER (`for_learner`)
     suffixes           pytorch-fid's nine             also .avif, .gif, .jfif
@@ -177,13 +178,23 @@ def finish(file, image, problem, convert):
 
     def pixels(file):
         with image:
-            # Pillow cuts colours of 16 bits down to 8 while it decodes; only the decoder's arguments tell
-            if image.mode.startswith(("I", "F")) or re.search(r";16[BLN]", str(image.tile)):
+            if is_deep(image):
                 raise UserError(f"{file} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits")
             return convert(image)
 
     made, problem = attempt(file, pixels)
     return Picture(file, problem=problem) if problem else Picture(file, *made)
+
+
+def is_deep(image):
+    """Whether an opened image has more than 8 bits a channel. Of an AVIF Pillow does not tell."""
+    if image.mode.startswith(("I", "F")):
+        return True
+    # Pillow cuts deeper colours down to 8 bits while it decodes; only the decoder's arguments tell
+    for codec, _, _, arguments in image.tile:
+        if codec in ("ppm", "ppm_plain") and image.mode != "1" and arguments[1] > 255:  # mode, largest value
+            return True
+    return bool(re.search(r";16[BLN]", str(image.tile)))
 
 
 def attempt(file, action):

@@ -185,6 +185,7 @@ def test_alpha_gray_and_palette_are_converted_as_pytorch_fid_does_with_a_word(tm
         changed.save(folder / f"{mode}.{'tif' if mode == 'CMYK' else 'png'}")
     image.convert("RGBA").save(folder / "turned.webp", exif=turned(image, 6), lossless=True)
     image.save(folder / "turned.jpg", exif=turned(image, 6))
+    (folder / "bits.ppm").write_bytes(b"P1 32 32\n" + b"0 1 " * 512)
     files = fid.find_side(str(folder)).files
     want = theirs.read(files)
     got = [read_image(file, images.as_pytorch_fid).pixels for file in files]
@@ -513,6 +514,8 @@ def test_features_that_are_not_finite_are_refused(tmp_path, two, refused):
 
 # --- what is compared ---------------------------------------------------------------------------------------------
 
+DEEP = ("16-bit gray", "16-bit colour", "16-bit ppm", "10-bit plain ppm", "float")
+
 
 def png16(path):
     """A 16-bit RGB image, which Pillow reads but cannot write."""
@@ -536,18 +539,24 @@ def bad_image(kind, folder):
         Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 900).save(path)
     elif kind == "16-bit colour":
         png16(path)
+    elif kind == "16-bit ppm":
+        path = folder / "500.ppm"
+        path.write_bytes(b"P6 8 8 65535\n" + bytes(8 * 8 * 6))
+    elif kind == "10-bit plain ppm":
+        path = folder / "500.ppm"
+        path.write_bytes(b"P3 8 8 1023\n" + b"1000 " * (8 * 8 * 3))
     elif kind == "float":
         path = folder / "500.tif"
         Image.fromarray(np.ones((8, 8), np.float32)).save(path)
     return path
 
 
-@pytest.mark.parametrize("kind", ["truncated", "text", "16-bit gray", "16-bit colour", "float"])
+@pytest.mark.parametrize("kind", ["truncated", "text", *DEEP])
 def test_a_bad_image_is_named(kind, two, tiny, refused):
     path = bad_image(kind, two[0])
     message = refused(fid.main, *two, "--features", tiny)
     assert str(path) in message
-    assert ("8 bits" in message) == (kind in ("16-bit gray", "16-bit colour", "float"))
+    assert ("8 bits" in message) == (kind in DEEP)
 
 
 def test_an_unreadable_image_or_folder_is_named(two, tiny, refused, monkeypatch):
