@@ -72,9 +72,10 @@ class Part(NamedTuple):
 def statistics(images, extractor, batch_size=None, progress=None, total=None, keep=None):
     """Mean and covariance of the features of images -> Statistics.
 
-    images: uint8 (N, 3, H, W), divided among torchrun's ranks here; or an iterator of batches, a tensor each or a list
-    of them, one a size, which is taken as this rank's part. Every rank returns the statistics of all.
-    progress: a label for a progress bar, `total` its length. keep: a list that receives the features of all.
+    images: uint8 (N, 3, H, W), divided among torchrun's ranks here; or an iterator of this rank's batches, as `shard`
+    divides: a tensor each, or a list of images of any sizes. Every rank returns the statistics of all.
+    progress: a label for a progress bar, `total` its length. keep: a list that receives the features of all in the
+    images' order, which KID's subsets go by.
     Raises UserError for fewer than two images and for features that are not finite.
     """
     if isinstance(images, torch.Tensor):
@@ -87,8 +88,8 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
     bar = tqdm(total=total, desc=progress, unit="image", leave=False, disable=not progress or not ranks.is_main())
     try:
         with bar, precision(extractor.fast):
-            for groups in images:
-                features = extractor([groups] if isinstance(groups, torch.Tensor) else groups)
+            for batch in images:
+                features = extractor([batch]) if isinstance(batch, torch.Tensor) else of_any_sizes(batch, extractor)
                 sums.add(features.to(where).double())
                 bar.update(len(features) * ranks.world_size())
                 if keep is not None:
@@ -105,8 +106,18 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
     if problem:
         raise UserError(problem)  # on every rank: torchrun ends the others as soon as one has ended
     if keep is not None:
-        keep.extend(features for part in parts for features in part.features)
+        keep.append(ranks.unshard([torch.cat(part.features) for part in parts if part.features]))
     return moments.merge(every)
+
+
+def of_any_sizes(images, extractor):
+    """A list of images (3, H, W) -> their features (B, D) in its order; those of one size are computed together."""
+    sizes = {}
+    for i, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(i)
+    features = extractor([torch.stack([images[i] for i in places]) for places in sizes.values()])
+    order = torch.tensor([i for places in sizes.values() for i in places])
+    return features[order.argsort()]
 
 
 def default_batch(device):
@@ -120,11 +131,14 @@ def cached_statistics(images, extractor, folder, label, batch_size=None, progres
     path = moments.cache_file(folder, label, images, extractor.recipe)
     try:
         found = moments.read(path)[0]
-        if keep is not None:
-            keep.append(moments.read_features(path, len(images)))
-        return found
+        features = None if keep is None else moments.read_features(path, len(images))
     except UserError:  # not there yet, or without features, or damaged
-        found = statistics(images, extractor, batch_size, progress, keep=keep)
+        found = None
+    if not ranks.any_rank(found is None):  # each rank has looked for itself, but measuring takes all of them
+        if keep is not None:
+            keep.append(features)
+        return found
+    found = statistics(images, extractor, batch_size, progress, keep=keep)
     if ranks.is_main():
         try:
             moments.write(path, found, extractor.recipe, keep)

@@ -154,21 +154,21 @@ def decode(files, convert):
 
 
 def batches(files, batch_size, done):
-    """Decode files for fid.py -> lists of (b, 3, H, W) uint8 tensors, one a size, with batch_size images a list, or
-    fewer where they are large. done: a Counter of what was done to images. Raises UserError.
+    """Decode files for fid.py -> lists of batch_size uint8 tensors (3, H, W), in the files' order; of fewer where they
+    are large. done: a Counter of what was done to images. Raises UserError.
     """
-    sizes, n, held = {}, 0, 0
+    batch, held = [], 0
     for picture in decode(files, as_pytorch_fid):
         if picture.problem:
             raise UserError(picture.problem)
         done.update(picture.done)
-        sizes.setdefault(picture.pixels.shape, []).append(torch.from_numpy(picture.pixels))
-        n, held = n + 1, held + picture.pixels.size
-        if n == batch_size or 2 * held > BYTES:
-            yield [torch.stack(group) for group in sizes.values()]
-            sizes, n, held = {}, 0, 0
-    if sizes:
-        yield [torch.stack(group) for group in sizes.values()]
+        batch.append(torch.from_numpy(picture.pixels))
+        held += picture.pixels.size
+        if len(batch) == batch_size or 2 * held > BYTES:
+            yield batch
+            batch, held = [], 0
+    if batch:
+        yield batch
 
 
 def finish(file, image, problem, convert):

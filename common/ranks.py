@@ -39,6 +39,14 @@ def shard(*tensors):
     return [tensor[rank() :: world_size()] for tensor in tensors]
 
 
+def unshard(parts):
+    """Every rank's rows, as `shard` gave them out, in the order of the ranks -> all rows in their own order."""
+    rows = parts[0].new_empty(sum(len(part) for part in parts), *parts[0].shape[1:])
+    for i, part in enumerate(parts):
+        rows[i :: len(parts)] = part
+    return rows
+
+
 def broadcast(tensor):
     """Rank 0's tensor in all ranks, in place."""
     if world_size() > 1:

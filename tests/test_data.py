@@ -318,8 +318,8 @@ def test_decoded_images_are_bounded_by_bytes(tmp_path):
             assert picture.pixels[0, 0, 0] == taken and len(started) <= taken + 4
     with mock.patch.object(images, "BYTES", 1):
         done = images.Counter()
-        sizes = [[tuple(group.shape) for group in groups] for groups in images.batches(files, 25, done)]
-    assert sizes == [[(1, 3, 512, 512)]] * 20
+        sizes = [[tuple(image.shape) for image in batch] for batch in images.batches(files, 25, done)]
+    assert sizes == [[(3, 512, 512)]] * 20
 
 
 def test_too_little_memory_is_no_fault_of_the_image(tmp_path, refused):

@@ -49,6 +49,13 @@ class Tiny(torch.nn.Module):
         return torch.relu(self.conv(x.float() / 255)).mean((2, 3))
 
 
+class Thumbnail(torch.nn.Module):
+    """uint8 (B, 3, H, W) of any size -> (B, 48)."""
+
+    def forward(self, x):
+        return torch.nn.functional.interpolate(x.float() / 255, size=(4, 4), mode="bilinear").flatten(1)
+
+
 def export(path, module, batch=None):
     dynamic = None if batch else ({0: torch.export.Dim("B")},)
     example = torch.zeros(batch or 4, 3, 32, 32, dtype=torch.uint8)
@@ -265,34 +272,52 @@ def test_inception_does_not_depend_on_batch_size(random_inception):
     assert values[0] == pytest.approx(values[1], rel=1e-5)
 
 
-TWICE = """
+def test_the_kernel_distance_does_not_depend_on_batch_size(tmp_path, capsys):
+    """Its subsets go by the images' places, and in a batch those of one size are computed together."""
+    inception.export(Thumbnail(), tmp_path / "any.pt2")
+    folders = [write(tmp_path / name, part, mixed=True) for name, part in (("a", IMAGES[:48]), ("b", IMAGES[48:]))]
+    flags = ("--kid", "--features", tmp_path / "any.pt2", "--batch-size")
+    found = [run(capsys, *folders, *flags, size)[0] for size in (5, 25, 128)]
+    for key in ("kid", "kid_stderr"):
+        assert [result[key] for result in found] == pytest.approx([found[0][key]] * 3, rel=1e-4)
+
+
+TORCHRUN = """
 import sys
 
-import fid
-from common import runs
+import torch
 
-real, damaged, *others = sys.argv[1:]
-fid.main([real, *others])
-runs.cli(lambda: fid.main([damaged, *others]))
+import fid
+from common import ranks, runs, shapes
+
+real, damaged, *others, tiny = sys.argv[1:]
+flags = [*others, "--features", tiny]
+fid.main([real, *flags])
+images, extractor = torch.from_numpy(shapes.make(20, seed=3)), fid.load_extractor(features=tiny)
+for _ in range(2):  # the second time the first process has them in its folder, and the others have not
+    fid.cached_statistics(images, extractor, f"cache{ranks.rank()}", "x", keep=[])
+runs.cli(lambda: fid.main([damaged, *flags]))
 """
 
 
 @pytest.mark.slow
-def test_torchrun_gives_the_same_number_and_the_same_sentence(tiny, two, tmp_path, capsys):
+def test_torchrun_gives_the_same_numbers_and_the_same_sentence(tiny, two, tmp_path, capsys):
     grey = two[0] / "001.png"  # read by the second process alone, but the first one speaks
     Image.open(grey).convert("L").save(grey)
     want, said = run(capsys, *two, "--features", tiny, "--kid")
     damaged = shutil.copytree(two[0], tmp_path / "damaged")
-    (damaged / "003.png").write_text("read by the second process alone")
-    (tmp_path / "twice.py").write_text(TWICE)
-    flags = ["--features", tiny, "--kid", "--json", "--device", "cpu"]
-    done = torchrun(tmp_path, "twice.py", two[0], damaged, two[1], *flags)
+    (damaged / "004.png").write_text("read by the second process alone")
+    (tmp_path / "distances.py").write_text(TORCHRUN)
+    done = torchrun(tmp_path, "distances.py", two[0], damaged, two[1], "--kid", "--json", "--device", "cpu", tiny, n=3)
     got = json.loads(done.stdout)
     assert got["fd"] == pytest.approx(want["fd"], rel=1e-6) and got["n"] == want["n"]
-    assert math.isfinite(got["kid"])
+    assert (got["kid"], got["kid_stderr"]) == pytest.approx((want["kid"], want["kid_stderr"]), rel=1e-4)
     assert "1 of mode L" in said and "1 of mode L" in done.stderr
-    assert done.returncode != 0 and "cannot read the image" in done.stderr and "003.png" in done.stderr
-    assert done.stderr.count("twice.py: cannot read") == 1
+    assert done.returncode != 0 and "cannot read the image" in done.stderr and "004.png" in done.stderr
+    assert done.stderr.count("distances.py: cannot read") == 1
+    (cache,) = tmp_path.glob("cache*/fid_stats/*")
+    features = fid.load_extractor(features=tiny)([torch.from_numpy(shapes.make(20, seed=3))])
+    assert torch.allclose(moments.read_features(cache, 20), features, rtol=1e-5)
 
 
 def test_parts_merge_to_the_whole():

@@ -12,6 +12,7 @@ from helpers import ROOT, checkpoint, torchrun
 import classifier
 import probe
 import wgan_gp
+from common import ranks
 
 RANKS = """
 import sys
@@ -81,6 +82,12 @@ def test_an_error_of_one_rank_alone_is_said(in_tmp):
     (in_tmp / "ranks.py").write_text(RANKS)
     done = torchrun(in_tmp, "ranks.py", "fails")
     assert done.returncode != 0 and "ranks.py: rank 1: the second rank's GPU is full" in done.stderr
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_rows_that_were_divided_come_together_in_their_order(n):
+    x = torch.arange(14).view(7, 2)
+    assert torch.equal(ranks.unshard([x[i::n] for i in range(n)]), x)
 
 
 @pytest.mark.slow
