@@ -296,6 +296,10 @@ def main(argv=None):
     given = [side for side in sides if side.npz]
     if given and (args.kid or args.save_stats):
         raise UserError(f"{given[0].text} holds no images, which --kid and --save-stats take: give the folder it is of")
+    few = [side for side in sides if 0 < len(side.files) < FEWEST]  # a data set has more
+    if args.kid and few:
+        has = f"{few[0].text} has {len(few[0].files)}"
+        raise UserError(f"--kid takes at least {FEWEST} images on each side, and {has}: add some, or omit --kid")
     if args.save_stats and (args.kid or args.json):
         raise UserError("--save-stats measures no distance: omit --kid and --json")
     if len(given) == 2 and (args.weights or args.features or args.fast or args.batch_size):

@@ -404,6 +404,16 @@ def test_three_images_have_a_frechet_distance_alone(tmp_path, tiny):
     assert set(found) == {"fd_tiny_made", "fd_tiny_images", "fd_tiny_name"}
 
 
+def test_a_kernel_distance_of_three_images_is_refused_before_the_work(tmp_path, two, refused, monkeypatch):
+    monkeypatch.setattr(fid, "load_extractor", mock.Mock(side_effect=AssertionError("the work has begun")))
+    few = write(tmp_path / "few", IMAGES[:3])
+    for sides in ((few, two[0]), (two[0], few), ("cifar10:test", few)):
+        assert "at least 4 images on each side, and" in refused(fid.main, *sides, "--kid")
+    write(few, IMAGES[:4])
+    with pytest.raises(AssertionError, match="the work has begun"):
+        fid.main([str(few), str(two[0]), "--kid"])
+
+
 def test_kernel_distances_tell_a_shift_from_noise(tmp_path, tiny):
     extractor = fid.load_extractor(features=tiny)
     darker = (IMAGES[:48].float() * 0.2).to(torch.uint8)
