@@ -63,6 +63,7 @@ def load_stats(side, recipe, name, dims=None):
 def load_both(sides):
     """Two sides' .npz -> Statistics of each; "fid" or "fd", the recipe: the files say of which features they are."""
     recipes = [moments.read(side.npz)[1] for side in sides]
-    recipe = next((recipe for recipe in recipes if recipe), "FID (of unnamed statistics)")
-    found = [load_stats(side, recipe, recipe) for side in sides]
+    recipe = next((recipe for recipe in recipes if recipe), None)
+    found = [load_stats(side, recipe, recipe or "the other's") for side in sides]
+    recipe = recipe or "Frechet distance (of unnamed statistics)"  # whatever network's: no FID
     return found, "fid" if recipe.startswith("FID") else "fd", recipe

@@ -180,6 +180,10 @@ def test_statistics_files_serve_both_ways(tmp_path, tiny, theirs, two, capsys):
         assert result["fd"] == want["fd"] and ("does not say" in err) == (file is other)
     result, _ = run(capsys, ours, other)  # no network, no weights
     assert result["fd"] == pytest.approx(0, abs=1e-12) and result["n"] == [20, None]
+    another = shutil.copy(other, tmp_path / "another.npz")
+    result, err = run(capsys, other, another)  # perhaps Inception's, perhaps not
+    assert "fd" in result and result["name"] == "Frechet distance (of unnamed statistics)"
+    assert err.count("does not say of which network it is, and is taken to be of the other's") == 2
 
 
 def test_alpha_gray_and_palette_are_converted_as_pytorch_fid_does_with_a_word(tmp_path, tiny, theirs, capsys):
