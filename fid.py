@@ -316,6 +316,8 @@ def main(argv=None):
         if ranks.is_main():
             moments.write(args.second, found, extractor.recipe)
             print(f"{args.second}: statistics of {found.n} images of {args.first}, {extractor.recipe}")
+        if args.fast:
+            note(f"what --fast {args.fast} changes was not measured, for --save-stats measures no distance")
         return
     else:
         extractor = load_extractor(args.weights, args.features, device, args.fast)

@@ -337,19 +337,22 @@ def test_parts_merge_to_the_whole():
     assert torch.allclose(sigma, torch.cov(x.T), rtol=1e-9, atol=1e-9)
 
 
-def test_kernel_distance_is_its_definition():
-    x, y = (torch.randn(4, 3, generator=torch.Generator().manual_seed(i)) + i for i in range(2))
+@pytest.mark.parametrize(("n", "size"), [(4, 2), (60, 6), (11_000, 1000)])
+def test_kernel_distance_is_its_definition(n, size):
+    """Two subsets of two images, ten or more of a tenth of them, but of no more than 1000."""
+    x, y = (torch.randn(n, 3, generator=torch.Generator().manual_seed(i)) + i for i in range(2))
+    other = ~np.eye(size, dtype=bool)  # pairs of two images
 
     def k(a, b):
-        return (float(a.double() @ b.double()) / 3 + 1) ** 3
+        return (a.double().numpy() @ b.double().numpy().T / 3 + 1) ** 3
 
-    with mock.patch.object(torch, "randperm", lambda n, generator: torch.arange(n)):
+    with mock.patch.object(torch, "randperm", side_effect=lambda n, generator: torch.arange(n)) as shuffled:
         got, error = fid.kernel_distance(x, y)
-    want = []
-    for i in (0, 2):  # two subsets of two
-        (a, b), (c, d) = x[i : i + 2], y[i : i + 2]
-        want.append(k(a, b) + k(c, d) - (k(a, c) + k(a, d) + k(b, c) + k(b, d)) / 2)
-    assert got == pytest.approx(sum(want) / 2) and error == pytest.approx(abs(want[0] - want[1]) / 2)
+    assert shuffled.call_count == 2
+    subsets = list(zip(x.split(size), y.split(size), strict=True))
+    want = [k(a, a)[other].mean() + k(b, b)[other].mean() - 2 * k(a, b).mean() for a, b in subsets]
+    assert got == pytest.approx(np.mean(want))
+    assert error == pytest.approx(np.std(want, ddof=1) / math.sqrt(len(want)))
 
 
 def test_kernel_distance_is_unbiased_and_its_error_is_honest():
@@ -507,6 +510,13 @@ def test_fast_mode_says_what_it_costs(tmp_path, weights, capsys):
     )
     assert result["checked_fast"] != result["checked_reference"]
     assert result["checked_fast"] == pytest.approx(result["checked_reference"], rel=0.1)
+
+
+def test_statistics_by_the_fast_mode_come_with_a_word(tmp_path, tiny, two, monkeypatch, capsys):
+    monkeypatch.setattr(fid, "load_extractor", lambda *_: inception.Exported(tiny, torch.device("cpu")))
+    for name, flags, words in (("exact", (), 0), ("fast", ("--fast", "bf16"), 1)):
+        fid.main(["--save-stats", str(two[0]), str(tmp_path / f"{name}.npz"), *flags])
+        assert capsys.readouterr().err.count("what --fast bf16 changes was not measured") == words
 
 
 def test_precision_is_set_for_the_network_and_put_back():
@@ -671,6 +681,15 @@ def test_folders_are_searched_through_in_any_case_of_suffix(tmp_path, two, tiny,
     (deep / "notes.txt").write_text("beside images, other files are passed over")
     result, _ = run(capsys, tmp_path / "tree", two[1], "--features", tiny)
     assert result["n"] == [20, 25]
+
+
+def test_some_images_of_a_folder_are_of_every_class(in_tmp, tiny):
+    """For --fast's check: by name the first images would all be of one."""
+    for name, colour in (("black", 0), ("white", 255)):
+        write(in_tmp / "classes" / name, torch.full((20, 3, 32, 32), colour, dtype=torch.uint8))
+    side, kept = fid.find_side("classes"), []
+    found = fid.measure(side, fid.load_extractor(features=tiny), in_tmp, keep=kept, limit=10)
+    assert found.n == 10 and torch.cat(kept).std(0).max() > 0.01
 
 
 def test_the_same_path_twice_gives_zero_with_a_word(two, tiny, capsys):
