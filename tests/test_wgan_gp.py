@@ -14,7 +14,7 @@ from torch import nn
 
 import wgan_gp
 from common import devices, runs, two_gaussians
-from common.two_gaussians import MEANS, correlation, goals, mode_axes, sample_real, statistics, w2, w2_modes
+from common.two_gaussians import MEANS, correlation, goals, measure, mode_axes, sample_real, statistics, w2, w2_modes
 
 SIGMA = 0.1
 TINY = ["--width", 8, "--critic-width", 8, "--batch-size", 8, "--device", "cpu"]
@@ -186,12 +186,59 @@ def test_the_metrics_tell_the_faults_apart():
             assert max(found[name]["w2_mode"]) > 1.5 * max(found["truth"]["w2_mode"])
 
 
-def test_goals_name_the_one_that_is_missed():
+def test_measure_takes_the_mean_of_its_draws_and_the_core_within_4_sigma(monkeypatch):
+    monkeypatch.setattr(two_gaussians, "N_W2", 60)
+    x = real(60, 9)
+    center = torch.sign(x) * 0.5
+    draws = [center + stretch * (x - center) for stretch in (1.0, 1.5, 2.0)]  # the last two reach past 4 sigma
+    looks = real(100, 10)
+    samples = iter([*draws, looks])
+    found = measure(lambda n, stream: next(samples), SIGMA, 3, "here")
+
+    def by_hand(x, limit, random):
+        values = []
+        for mean in torch.tensor(MEANS):
+            own = x[(x.sum(1) > 0) == (mean.sum() > 0)]  # the line between the modes is x_1 + x_2 = 0
+            own = own[(own - mean).norm(dim=1) < limit]
+            values.append(w2(own, mean + SIGMA * torch.randn(own.shape, generator=random)))
+        return values
+
+    modes, cores, both = [], [], []
+    for i, x in enumerate(draws):
+        random = stream("here", i)
+        modes.append(by_hand(x, math.inf, random))
+        cores.append(by_hand(x, 4 * SIGMA, random))
+        both.append(w2(x, sample_real(60, SIGMA, random)))
+    assert found["w2"] == pytest.approx(np.mean(both))
+    assert found["w2_mode"] == pytest.approx(np.mean(modes, 0))
+    assert found["w2_mode_core"] == pytest.approx(np.mean(cores, 0))
+    assert {key: found[key] for key in found if not key.startswith("w2")} == statistics(looks, SIGMA)
+
+
+def test_the_floors_are_what_the_truth_measures(monkeypatch):
+    monkeypatch.setattr(two_gaussians, "N_W2", 60)
+    monkeypatch.setattr(two_gaussians, "N_STATISTICS", 100)
+    found = two_gaussians.measure_truth(SIGMA, 2, 0)
+    first, second = found["truth"]["w2_mode"]
+    assert first != second and found["w2_mode_floor"] == pytest.approx((first + second) / 2)
+    assert found["w2_floor"] == found["truth"]["w2"] > max(first, second)
+
+
+def test_goals_name_the_one_that_is_missed(capsys):
     truth = statistics(real(20_000, 6), SIGMA) | {"w2_mode": [0.02, 0.02], "w2_mode_floor": 0.02}
     assert all(goal.met for goal in goals(truth, SIGMA).values())
     worse = goals(truth | {"w2_mode": [0.02, 0.028]}, SIGMA)
     assert [name for name, goal in worse.items() if not goal.met] == ["w2"]
     assert worse["w2"].value == pytest.approx(1.4)
+
+    def printed(x):
+        two_gaussians.print_goals(truth | x | {"sigma": SIGMA, "truth": truth})
+        return [line.split()[-4:] for line in capsys.readouterr().out.splitlines()[2:]]
+
+    assert [verdict for *_, verdict in printed(truth)] == ["met"] * 6
+    *others, last = printed({"w2_mode": [0.02, 0.028]})
+    assert [verdict for *_, verdict in others] == ["met"] * 5
+    assert last == ["1.350", "1.4000", "1.0000", "missed"]  # at most, here, truth
 
 
 def test_a_mode_that_is_flat_along_the_diagonal_is_seen():
