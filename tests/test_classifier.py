@@ -1,20 +1,22 @@
 """classifier.py: shapes, whitening, augmentation and accuracy against known values; the exported features equal the
-eager ones; training separates two classes.
+eager ones; each part of the recipe, watched in a short training; training separates two classes.
 
 pytest tests/test_classifier.py
 """
 
+import copy
 import os
 import zipfile
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import checkpoint, metrics, same
+from helpers import checkpoint, log, metrics, same
 
 import classifier
 import fid
-from common import data, inception, pictures, shapes
+from common import data, devices, inception, pictures, runs, shapes
 
 IMAGES = torch.from_numpy(shapes.make(40, seed=5))
 
@@ -134,6 +136,104 @@ def test_the_program_has_plain_operators_only(exported):
         "<built-in function getitem>",
         "aten.flatten.using_ints",
     }
+
+
+# --- the recipe -----------------------------------------------------------------------------------------------------
+
+
+def test_biases_learn_64_times_as_fast_and_do_not_decay(net):
+    weights, biases = classifier.make_optimizer(net, lr=0.5).param_groups
+    kinds = {id(p): name.split(".")[-1] for name, p in net.named_parameters() if p.requires_grad}
+    assert {kinds.pop(id(p)) for p in weights["params"]} == {"weight"}
+    assert {kinds.pop(id(p)) for p in biases["params"]} == {"bias"}
+    assert not kinds  # all that learns is in one of the groups
+    assert (weights["factor"], weights["weight_decay"]) == (1, 1.3e-3)
+    assert (biases["factor"], biases["weight_decay"]) == (64, 0)
+    for group in (weights, biases):
+        assert group["momentum"] == 0.85 and group["nesterov"]
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """Three epochs of two steps on 40 images of three classes, and what was seen meanwhile.
+
+    labels; batches: rows and flips; logits: of each step; rates: of the weights and the biases in each step;
+    lookaheads: slow and fast weights, decay, slow weights afterwards; start, end: the network; average; log.
+    """
+    seen = SimpleNamespace(labels=torch.arange(40) % 3, batches=[], logits=[], rates=[], lookaheads=[])
+    batch, make_optimizer, average_weights = data.batch, classifier.make_optimizer, devices.average_weights
+
+    class Watched(classifier.ResNet):
+        def logits(self, features):
+            found = super().logits(features)
+            if self.training:
+                seen.logits.append(found.detach().clone())
+            return found
+
+    def watched_batch(images, rows, flip):
+        seen.batches.append((rows, flip))
+        return batch(images, rows, flip)
+
+    def watched_optimizer(net, lr):
+        optimizer = make_optimizer(net, lr)
+        optimizer.register_step_pre_hook(lambda *_: seen.rates.append([g["lr"] for g in optimizer.param_groups]))
+        return optimizer
+
+    def watched_average(average, net, decay):
+        slow, fast = copy.deepcopy(average.state_dict()), copy.deepcopy(net.state_dict())
+        average_weights(average, net, decay)
+        seen.lookaheads.append((slow, fast, decay.item(), copy.deepcopy(average.state_dict())))
+
+    torch.manual_seed(0)
+    net = Watched(classes=3, widths=(8, 8, 16, 24))
+    seen.start = copy.deepcopy(net.state_dict())
+    flags = "--data shapes --device cpu --epochs 3 --batch-size 20 --lr 0.1 --log-every 1".split()
+    args = classifier.parse_args(flags)
+    dataset = data.Data(IMAGES, seen.labels, IMAGES[:4], seen.labels[:4], ("a", "b", "c"), "")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("watched"))
+        patch.setattr(data, "batch", watched_batch)
+        patch.setattr(classifier, "make_optimizer", watched_optimizer)
+        patch.setattr(devices, "average_weights", watched_average)
+        average, _ = classifier.train(args, runs.Run(args, "classifier.py", flags), net, dataset)
+        seen.log = [record for record in log("classifier") if "lr" in record]
+    seen.end, seen.average = net.state_dict(), average.state_dict()
+    return seen
+
+
+def test_an_image_is_mirrored_in_every_second_epoch(watched):
+    flips = torch.zeros(3, 40, dtype=torch.bool)
+    for i, (rows, flip) in enumerate(watched.batches):
+        flips[i // 2, rows] = flip
+    assert 10 < flips[0].sum() < 30  # about half of the images begin with it
+    assert torch.equal(flips[1], ~flips[0]) and torch.equal(flips[2], flips[0])
+
+
+def test_the_rate_rises_for_a_fifth_of_the_steps_and_then_falls(watched):
+    shares = [1 / 2.2, 2 / 2.2, 4 / 4.8, 3 / 4.8, 2 / 4.8, 1 / 4.8]  # of six steps; the first is above 0, the last too
+    assert [record["lr"] for record in watched.log] == pytest.approx([0.1 * share for share in shares])
+    for (weights, biases), share in zip(watched.rates, shares, strict=True):
+        assert weights == pytest.approx(0.1 * share) and biases == pytest.approx(6.4 * share)
+
+
+def test_a_fifth_of_a_label_is_spread_over_all_classes(watched):
+    for (rows, _), logits, record in zip(watched.batches, watched.logits, watched.log, strict=True):
+        surprise = -logits.log_softmax(1)  # nats of each class
+        of_label = surprise[torch.arange(20), watched.labels[rows]].mean().item()
+        assert record["cross_entropy"] == pytest.approx(of_label)
+        assert record["loss"] == pytest.approx(0.8 * of_label + 0.2 * surprise.mean().item())
+
+
+def test_slow_weights_follow_in_every_fifth_and_the_last_step_and_the_fast_go_on_there(watched):
+    assert [decay for _, _, decay, _ in watched.lookaheads] == pytest.approx([0.77 * (5 / 6) ** 3, 0.77])
+    for slow, fast, decay, after in watched.lookaheads:
+        assert not torch.equal(slow["head.weight"], fast["head.weight"])
+        for key in ("head.weight", "body.0.0.weight", "body.0.2.bias", "body.0.2.running_mean"):
+            torch.testing.assert_close(after[key], decay * slow[key] + (1 - decay) * fast[key])
+    (first, _, _, after_first), (second, _, _, after_second) = watched.lookaheads
+    for a, b in ((watched.start, first), (after_first, second), (after_second, watched.average)):
+        assert same(a, b)  # nothing else moves the slow weights
+    assert same(watched.average, watched.end)
 
 
 # --- a whole run on 60 small images -------------------------------------------------------------------------------
