@@ -70,15 +70,15 @@ def w2(x, y):
     return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
 
 
-def w2_modes(x, sigma, generator=None, reach=math.inf):
-    """W2 between the samples nearest to a mode, at most `reach` sigma away, and as many real ones -> [2], one a mode.
+def w2_modes(x, sigma, generator=None, within=math.inf):
+    """W2 between the samples nearest to a mode, at most `within` sigma away, and as many real ones -> [2], one a mode.
 
     A mode without two such samples is compared with all of x.
     """
     mode, distance = nearest_mode(x)
     values = []
     for k, mean in enumerate(MEANS):
-        own = x[(mode == k) & (distance <= reach * sigma)]
+        own = x[(mode == k) & (distance <= within * sigma)]
         own = own if len(own) > 1 else x
         values.append(w2(own, torch.tensor(mean) + sigma * torch.randn(own.shape, generator=generator)))
     return values
@@ -93,7 +93,7 @@ def measure(sample, sigma, draws, *key):
     for draw in range(draws):
         stream = devices.generator("cpu", *key, draw)
         x = sample(N_W2, stream)
-        modes, core = w2_modes(x, sigma, stream), w2_modes(x, sigma, stream, reach=4)
+        modes, core = w2_modes(x, sigma, stream), w2_modes(x, sigma, stream, within=4)
         rows.append([w2(x, sample_real(N_W2, sigma, stream)), *modes, *core])
     mean = np.mean(rows, 0).tolist()
     found = {"w2": mean[0], "w2_mode": mean[1:3], "w2_mode_core": mean[3:5]}
