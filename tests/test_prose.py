@@ -257,7 +257,17 @@ SENTENCES = [
      r"N\(0, I\) ([\d.]+) against ([\d.]+), ex-post ([\d.]+) against ([\d.]+)\)",
      lambda: [(imagenet(model, kind, "-epoch5"), 1) for kind in ("reconstruction", "generation", "generation_expost")
               for model in ("vae_patches", "vae_128")]),
+    (r"farther away than the plain one's after 5 epochs \(([\d.]+) against ([\d.]+)\) and as near after 20 \(([\d.]+) "
+     r"against ([\d.]+)\)",
+     lambda: [(imagenet(model, "reconstruction", after), 1) for after in ("-epoch5", "")
+              for model in ("vae_gan_patches", "vae_gan_128")]),
 ]  # fmt: skip
+
+
+def test_the_modified_vae_gans_samples_are_the_nearer_ones_at_every_stage():
+    for after in ("-epoch5", "-epoch10", ""):
+        modified, plain = (imagenet(model, "generation", after) for model in ("vae_gan_patches", "vae_gan_128"))
+        assert modified < plain
 
 
 def test_with_64_dimensions_the_vae_gan_is_nearer_than_the_vae_and_the_vae_farther_than_with_128():
