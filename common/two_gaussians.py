@@ -66,8 +66,13 @@ def statistics(x, sigma):
 
 def w2(x, y):
     """Exact 2-Wasserstein distance of two point sets of equal size (N, 2), by optimal assignment."""
-    cost = cdist(np.asarray(x), np.asarray(y), "sqeuclidean")
-    return float(np.sqrt(cost[linear_sum_assignment(cost)].mean()))
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    # The best assignment has the largest sum of products x . y, whatever the shift and the scale of x. Brought to those
+    # of y, points that all but coincide, as an untrained generator's do, are assigned in 1 to 3 seconds instead of 9.
+    centred, target = x - x.mean(0), y - y.mean(0)
+    scaled = centred * (target.std() / max(centred.std(), 1e-9))
+    pairs = linear_sum_assignment(cdist(scaled, target, "sqeuclidean"))
+    return float(np.sqrt(cdist(x, y, "sqeuclidean")[pairs].mean()))
 
 
 def w2_modes(x, sigma, generator=None, within=math.inf):

@@ -143,6 +143,10 @@ def test_w2_against_closed_forms():
     expected = (line.sort().values - other.sort().values).square().mean().sqrt().item()
     zero = torch.zeros(40)
     assert w2(torch.stack((line, zero), 1), torch.stack((other, zero), 1)) == pytest.approx(expected, rel=1e-5)
+    near = 3 + line / 1000  # points that all but coincide, far away
+    expected = (near.sort().values - other.sort().values).square().mean().sqrt().item()
+    assert w2(torch.stack((near, zero), 1), torch.stack((other, zero), 1)) == pytest.approx(expected, rel=1e-5)
+    assert w2(torch.ones(50, 2), x) == pytest.approx((x - 1).square().sum(1).mean().sqrt().item(), rel=1e-5)
 
 
 def test_the_truth_hits_its_floors():
