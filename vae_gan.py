@@ -156,8 +156,8 @@ def routed_gradients(vae, discriminator, head, x, eps, z_p, rows, args):
         "dis_real": torch.sigmoid(real).mean(),
         "dis_hat": torch.sigmoid(hat).mean(),
         "dis_p": torch.sigmoid(p).mean(),
-        "spread": x_p.std(0).mean()
-        / x.std(0).mean().clamp(min=1e-6),  # of samples over that of images: 0 when all samples are alike
+        # of samples over that of images, which may be alike in a batch of two: 0 when all samples are alike
+        "spread": x_p.std(0).mean() / x.std(0).mean().clamp(min=1e-6),
     }
     if args.patches:
         numbers["patch_nll"] = patch_nll

@@ -52,19 +52,9 @@ def parse_args(argv=None):
     add("--iterations", type=count, default=4000, help="generator steps")
     add("--plot-every", type=count, default=500, help="generator steps between plots, measurements and checkpoints")
     add("--log-every", type=count, default=50, help="generator steps between lines of log.jsonl")
-    add(
-        "--threads",
-        type=runs.number(int, 1, 1024),
-        default=1,
-        help="CPU threads; so small a network gains nothing from more",
-    )
+    add("--threads", type=runs.number(int, 1, 1024), default=1, help="CPU threads; so small a network needs no more")
     add("--sample", type=count, metavar="N", help="only draw N samples from runs/NAME into samples.npy and samples.png")
-    add(
-        "--sigma",
-        type=runs.number(float, 1e-4, 1e4),
-        default=0.1,
-        help="standard deviation of each Gaussian along each axis",
-    )
+    add("--sigma", type=runs.number(float, 1e-4, 1e4), default=0.1, help="standard deviation of each mode, on an axis")
     add("--latent-dim", type=count, default=6, help="dimension of z ~ U[-1, 1]^dim; 1 can only draw a curve")
     add("--width", type=count, default=128, help="units of each of the generator's hidden layers")
     add("--depth", type=count, default=4, help="hidden layers of the generator")

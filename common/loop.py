@@ -191,7 +191,7 @@ class Loop:
 
     def refuse(self, what):
         raise UserError(
-            f"{what} at step {self.step}: {self.advice}, and start anew; a checkpoint of before is untouched"
+            f"{what} at step {self.step}: {self.advice}, and start anew; an earlier checkpoint is untouched"
         )
 
     # --- checkpoints ---

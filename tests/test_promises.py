@@ -99,7 +99,7 @@ SCRIPTS = [
         short=(*IMAGES, *SMALL, "--log-every", 2, "--patches", 10),
         long=("--epochs", 100_000),
         diverges=("--lr", 1e8, *ONE_STEP),
-        advice="lower --lr, and start anew; a checkpoint of before",
+        advice="lower --lr, and start anew; an earlier checkpoint",
         other=("--feature-layer", "fc", "conv2"),
         bad=OF_IMAGES
         | OF_A_MODEL
