@@ -189,7 +189,7 @@ def watched(tmp_path_factory):
     seen.start = copy.deepcopy(net.state_dict())
     flags = "--data shapes --device cpu --epochs 3 --batch-size 20 --lr 0.1 --log-every 1".split()
     args = classifier.parse_args(flags)
-    dataset = data.Data(IMAGES, seen.labels, IMAGES[:4], seen.labels[:4], ("a", "b", "c"), "")
+    dataset = data.Data(IMAGES, seen.labels, IMAGES[:4], seen.labels[:4], ("a", "b", "c"), "", 40)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("watched"))
         patch.setattr(data, "batch", watched_batch)
