@@ -134,7 +134,7 @@ SCRIPTS = [
         bad={
             ("--loss", "hinge"): "invalid choice",
             ("--latent-dim", 0): "at least 1",
-            ("--sigma", 0): "above 0",
+            ("--sigma", 0): "at least 0.0001",
             ("--ema", 1): "at most",
             ("--iteration", 5): "unrecognized",
             ("--sample", 5): "no checkpoint",
