@@ -264,6 +264,16 @@ SENTENCES = [
 ]  # fmt: skip
 
 
+def test_the_first_seed_beside_the_second_is_that_of_the_results():
+    after = "-epoch5"
+    cells = ["0", f"{of('vae_128', 'elbo_nats', after):.1f}", f"{mse('vae_128', after):.5f}"]
+    for ruler in (fd, imagenet):
+        for kind in ("reconstruction", "generation", "generation_expost"):
+            cells.append(f"{ruler('vae_128', kind, after):.1f}")
+    cells.append(f"{accuracy('probe_vae_128_seed_0-epoch5'):.2f}")
+    assert f"| {' | '.join(cells)} |" in (ROOT / "REPORT.md").read_text()
+
+
 def test_the_modified_vae_gans_samples_are_the_nearer_ones_at_every_stage():
     for after in ("-epoch5", "-epoch10", ""):
         modified, plain = (imagenet(model, "generation", after) for model in ("vae_gan_patches", "vae_gan_128"))
