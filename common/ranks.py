@@ -19,19 +19,16 @@ def world_size():
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_main():
-    """True in the one process that writes files and prints."""
-    return rank() == 0
-
-
 def launched():
     """Whether torchrun started this process."""
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys()
 
 
-def is_first():
-    """`is_main`, also before the group is joined."""
-    return rank() == 0 and (dist.is_initialized() or not launched() or os.environ["RANK"] == "0")
+def is_main():
+    """True in the one process that writes files and prints, also before the group is joined and after it is left."""
+    if launched() and not dist.is_initialized():
+        return os.environ["RANK"] == "0"
+    return rank() == 0
 
 
 def shard(*tensors):

@@ -62,7 +62,7 @@ def cli(main):
             raise
         code, message = 2, "there is too little free memory for this: free some, or lower --batch-size if there is one"
     name = Path(sys.argv[0]).name
-    if message and ranks.is_first():  # torchrun's other processes would say the same
+    if message and ranks.is_main():  # torchrun's other processes would say the same
         print(f"\r{name}: {message}", file=sys.stderr)
     elif code == 2 and ranks.world_size() > 1:  # but once at work, one of them can fail alone
         print(f"\r{name}: rank {ranks.rank()}: {message}", file=sys.stderr)
