@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from common import data, devices, moments, ranks, runs
 from common.images import batches, in_words, path_hash, quiet_pillow
-from common.inception import WEIGHTS, load_extractor, precision
+from common.inception import WEIGHTS, load_extractor, of_any_sizes, precision
 from common.runs import UserError
 from common.sides import find_side, load_both, load_stats
 from common.streams import note
@@ -108,16 +108,6 @@ def statistics(images, extractor, batch_size=None, progress=None, total=None, ke
     if keep is not None:
         keep.append(ranks.unshard([torch.cat(part.features) for part in parts if part.features]))
     return moments.merge(every)
-
-
-def of_any_sizes(images, extractor):
-    """A list of images (3, H, W) -> their features (B, D) in its order; those of one size are computed together."""
-    sizes = {}
-    for i, image in enumerate(images):
-        sizes.setdefault(image.shape, []).append(i)
-    features = extractor([torch.stack([images[i] for i in places]) for places in sizes.values()])
-    order = torch.tensor([i for places in sizes.values() for i in places])
-    return features[order.argsort()]
 
 
 def default_batch(device):

@@ -156,6 +156,16 @@ class Inception:
         return F.interpolate(x, size=(299, 299), mode="bilinear", align_corners=False)
 
 
+def of_any_sizes(images, extractor):
+    """A list of images (3, H, W) -> their features (B, D) in its order; those of one size are computed together."""
+    sizes = {}
+    for i, image in enumerate(images):
+        sizes.setdefault(image.shape, []).append(i)
+    features = extractor([torch.stack([images[i] for i in places]) for places in sizes.values()])
+    order = torch.tensor([i for places in sizes.values() for i in places])
+    return features[order.argsort()]
+
+
 def few(images):
     """How many of these images (b, C, H, W) to make floats of at a time: of photographs one, of small images all."""
     return max(1, PIXELS_AT_ONCE // images[0].numel())
