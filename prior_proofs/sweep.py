@@ -161,9 +161,8 @@ def table(record):
         for name, gaps in record["construction"].get(key, {}).items():
             if name != "lambda":
                 points = ", ".join(f"{epsilon:g}: {gap:.3e}" for epsilon, gap, _ in gaps)
-                print(
-                    f"    Theorem D's maps{' with constant variance' if name != 'rows' else ''}, by epsilon: {points}"
-                )
+                variance = " with constant variance" if name != "rows" else ""
+                print(f"    Theorem D's maps{variance}, by epsilon: {points}")
     rows = [*record["affine"].values(), *(row for rows in record["free"].values() for row in rows)]
     worst = max(row["identity"] for row in rows)
     what = "|L + H(p_d) + KL(P || Q)| and the error of the prior's mass"

@@ -78,6 +78,7 @@ def test_normal_mean_has_the_moments_of_a_standard_normal():
     [
         (mixture, normal, 0.4205051693, 1e-8),
         (laplace, normal, (math.log(math.pi) - 1) / 2, 1e-8),
+        (uniform, normal, math.log(math.pi * math.e / 6) / 2, 1e-8),
         (normal, laplace, 0.5 + math.log(2 / math.pi), 1e-8),
         (normal, normal, 0.0, 1e-10),
     ],
@@ -166,11 +167,11 @@ def test_gap_of_the_construction_is_below_theorem_ds_bound_and_falls(data, prior
     data, prior = Density(data, "data"), Density(prior, "prior")
     assert approach.least_lambda(data, prior) < lam * 1.001
     gaps = []
-    for g in (0.1, 0.03, 0.01):
-        a, b = (1 + lam) * g, (1 + lam) * g + 2 * lam * g**2
-        bound = math.sqrt(2 / math.pi) * (ell + 1 + lam) * g + (bend / 2 + lam) * g**2
+    for epsilon in (0.1, 0.03, 0.01):
+        a, b = (1 + lam) * epsilon, (1 + lam) * epsilon + 2 * lam * epsilon**2
+        bound = math.sqrt(2 / math.pi) * (ell + 1 + lam) * epsilon + (bend / 2 + lam) * epsilon**2
         bound += (math.exp(a) * (1 - 2 * b) ** -1.5 - 1) / 2 if b < 0.5 else math.inf
-        gap, error = approach.gap_of_construction(data, prior, g)
+        gap, error = approach.gap_of_construction(data, prior, epsilon)
         assert error < gap < bound
         gaps.append(gap)
     assert gaps[0] > 4 * gaps[1] > 16 * gaps[2]

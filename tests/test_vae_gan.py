@@ -216,6 +216,12 @@ def test_the_two_ranks_gradients_are_those_of_the_whole_batch(game, monkeypatch)
 HEALTHY = {"dis_real": 0.6, "dis_hat": 0.3, "dis_p": 0.2, "spread": 0.9, "kl": 50.0}
 
 
+def test_a_batch_of_one_image_again_and_again_has_a_finite_spread(game):
+    model, dis, x, *latents = game
+    _, numbers = routed((model, dis, x[:1].expand_as(x), *latents))
+    assert numbers["spread"].isfinite()
+
+
 def test_collapses_are_told_with_what_to_change():
     assert vae_gan.trouble(HEALTHY) is None
     assert "certain" in vae_gan.trouble(HEALTHY | {"dis_real": 0.999, "dis_hat": 0.001, "dis_p": 0.002})
